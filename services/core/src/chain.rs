@@ -1,0 +1,170 @@
+//! The client's side of the promise: proves frame by frame that nothing is missing, repeated or reordered.
+use crate::{
+    batch::{self, Malformed},
+    position::{Epoch, Link, Offset, OutOfRange, Step, step},
+};
+use dashstream_proto::{
+    log::v1::{Cursor, Gap, Record},
+    session::v1::{GapFrame, Notice, RecordsFrame},
+};
+use std::collections::BTreeMap;
+
+/// A frame that breaks the promise.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    #[error("partition {partition}: the frame is linked to {link:?} where the cursor is {at:?}")]
+    Link { partition: i32, link: Option<u64>, at: Option<u64> },
+    #[error("partition {partition}: a frame of epoch {got} where the cursor's is {expected}")]
+    Epoch { partition: i32, got: u64, expected: u64 },
+    #[error("partition {partition}: the frame ends at {through}, before its last record at {last}")]
+    Through { partition: i32, through: u64, last: u64 },
+    #[error("the frame lacks its {0}")]
+    Absent(&'static str),
+    #[error(transparent)]
+    Batch(#[from] Malformed),
+    #[error(transparent)]
+    Position(#[from] OutOfRange),
+}
+
+/// What a client has of each partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    cursors: BTreeMap<i32, (Epoch, Link)>,
+}
+
+impl Chain {
+    /// A client that resumes.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] for an offset that can't be.
+    pub fn resume(cursors: &[Cursor]) -> Result<Self, OutOfRange> {
+        let mut chain = Self::default();
+        for cursor in cursors {
+            let link = cursor.offset.map(Offset::new).transpose()?;
+            chain.cursors.insert(cursor.partition, (Epoch::new(cursor.epoch), link));
+        }
+        Ok(chain)
+    }
+
+    /// Where to resume.
+    pub fn cursors(&self) -> Vec<Cursor> {
+        let cursor = |(partition, (epoch, link)): (&i32, &(Epoch, Link))| Cursor {
+            epoch: epoch.get(),
+            partition: *partition,
+            offset: link.map(Offset::get),
+        };
+        self.cursors.iter().map(cursor).collect()
+    }
+
+    /// Takes a frame of records, and returns them.
+    ///
+    /// The first frame of a partition that was not resumed sets where it begins.
+    ///
+    /// # Errors
+    /// [`Broken`]; then nothing was taken.
+    pub fn records(&mut self, frame: &RecordsFrame) -> Result<Vec<Record>, Broken> {
+        let batch = frame.batch.as_ref().ok_or(Broken::Absent("batch"))?;
+        batch::check(batch)?;
+        let through = Offset::new(frame.through)?;
+        if through.get() < batch.last_offset {
+            return Err(Broken::Through {
+                partition: batch.partition,
+                through: through.get(),
+                last: batch.last_offset,
+            });
+        }
+        let first = Offset::new(batch.first_offset)?;
+        self.advance(batch.partition, batch.epoch, frame.prev_offset, first, through)?;
+        Ok(batch::records(batch).collect::<Result<_, _>>()?)
+    }
+
+    /// Takes a declared gap.
+    ///
+    /// # Errors
+    /// [`Broken`] when it does not begin right behind the cursor; then nothing was taken.
+    pub fn gap(&mut self, frame: &GapFrame) -> Result<Gap, Broken> {
+        let gap = frame.gap.ok_or(Broken::Absent("gap"))?;
+        let (first, through) = (Offset::new(gap.first_offset)?, Offset::new(frame.through)?);
+        let link = gap.first_offset.checked_sub(1);
+        self.advance(gap.partition, gap.epoch, link, first, through)?;
+        Ok(gap)
+    }
+
+    /// Takes the notice of a record that was too large to send.
+    ///
+    /// # Errors
+    /// [`Broken`] when it is not the next; then nothing was taken.
+    pub fn withheld(&mut self, notice: &Notice) -> Result<(), Broken> {
+        let cursor = notice.cursor.as_ref().ok_or(Broken::Absent("cursor"))?;
+        let at = Offset::new(cursor.offset.ok_or(Broken::Absent("cursor's offset"))?)?;
+        self.advance(cursor.partition, cursor.epoch, notice.prev_offset, at, at)
+    }
+
+    /// A partition's cursor is stale: forget it and take what comes.
+    pub fn forget(&mut self, partition: i32) {
+        self.cursors.remove(&partition);
+    }
+
+    fn advance(
+        &mut self,
+        partition: i32,
+        epoch: u64,
+        link: Option<u64>,
+        first: Offset,
+        through: Offset,
+    ) -> Result<(), Broken> {
+        if let Some((expected, at)) = self.cursors.get(&partition) {
+            if expected.get() != epoch {
+                return Err(Broken::Epoch { partition, got: epoch, expected: expected.get() });
+            }
+            let linked = link.map(Offset::new).transpose()?;
+            if linked >= Some(first) || step(*at, linked, first) != Step::Adjacent {
+                return Err(Broken::Link { partition, link, at: at.map(Offset::get) });
+            }
+        }
+        self.cursors.insert(partition, (Epoch::new(epoch), Some(through)));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::tests::batch;
+    use dashstream_proto::log::v1::Batch;
+
+    fn frame(batch: Batch) -> RecordsFrame {
+        RecordsFrame { prev_offset: batch.prev_offset, through: batch.last_offset, batch: Some(batch) }
+    }
+
+    #[test]
+    fn only_the_next_frame_is_taken() {
+        let mut chain = Chain::default();
+        assert_eq!(chain.records(&frame(batch(1, Some(4), &[5, 6]))).unwrap().len(), 2);
+        for (why, bad) in [
+            ("a repeat", batch(1, Some(4), &[5, 6])),
+            ("a partial repeat", batch(1, Some(5), &[6, 7])),
+            ("a loss", batch(1, Some(7), &[8])),
+            ("another epoch", batch(2, Some(6), &[7])),
+        ] {
+            let before = chain.clone();
+            assert!(chain.records(&frame(bad)).is_err(), "{why}");
+            assert_eq!(chain, before, "{why}");
+        }
+        assert!(chain.records(&frame(batch(1, Some(6), &[9]))).is_ok(), "offsets need not be contiguous");
+        assert_eq!(chain.cursors()[0].offset, Some(9));
+    }
+
+    #[test]
+    fn a_gap_must_begin_where_the_cursor_is() {
+        let mut chain = Chain::default();
+        chain.records(&frame(batch(1, None, &[0]))).unwrap();
+        let gap = |first_offset, last_offset| GapFrame {
+            gap: Some(Gap { epoch: 1, partition: 0, first_offset, last_offset, reason: 1 }),
+            through: last_offset,
+        };
+        assert!(chain.gap(&gap(3, 5)).is_err());
+        assert!(chain.gap(&gap(1, 5)).is_ok());
+        assert!(chain.records(&frame(batch(1, Some(5), &[6]))).is_ok());
+    }
+}

@@ -1,0 +1,25 @@
+//! The harness of the system's tests: the real Kafka, the real Redis and our own binaries as child
+//! processes, waiting without sleeping, and connections that break on command.
+//!
+//! Everything listens on loopback, lives in a temporary folder and ends with the value that stands
+//! for it, or with the test process, however that ends.
+
+pub mod eventually;
+mod folder;
+pub mod kafka;
+mod net;
+pub mod proxy;
+pub mod redis;
+pub mod services;
+pub mod stack;
+pub mod warden;
+
+pub use crate::{
+    eventually::eventually,
+    kafka::Kafka,
+    proxy::Proxy,
+    redis::Redis,
+    services::{Kind, Service},
+    stack::{Links, Shape, Stack},
+    warden::Stop,
+};

@@ -1,0 +1,175 @@
+//! A TCP proxy that breaks connections on command.
+
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, thread};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpSocket, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+
+use crate::net::free_port;
+
+const CHUNK_BYTES: usize = 64 * 1024;
+const BACKLOG: u32 = 1024;
+
+/// Forwards every connection made to [`Proxy::address`] until it is told to misbehave. Works in a
+/// thread of its own, so that a busy test does not slow it; ends, with its connections, on `Drop`.
+///
+/// A command has taken effect when its call returns.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    orders: Option<mpsc::UnboundedSender<(Order, Done)>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Cut,
+    Refuse(bool),
+    Stall(bool),
+}
+
+/// Told when an order has been carried out.
+type Done = std::sync::mpsc::Sender<()>;
+
+impl Proxy {
+    /// A proxy to `target` (host and port), at a free loopback port. Nobody need listen there yet.
+    ///
+    /// # Panics
+    /// If no thread or socket can be had.
+    pub fn to(target: &str) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let (orders, inbox) = mpsc::unbounded_channel();
+        let (bound, is_bound) = std::sync::mpsc::channel();
+        let target: Arc<str> = target.into();
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("make a runtime").block_on(serve(address, target, inbox, bound));
+        };
+        let thread = thread::Builder::new().name("proxy".to_owned()).spawn(run).expect("start a thread");
+        is_bound.recv().expect("the proxy has bound its port");
+        Self { address, orders: Some(orders), thread: Some(thread) }
+    }
+
+    /// What clients connect to, as host and port.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Resets the connections there are. New ones are taken.
+    pub fn cut(&self) {
+        self.order(Order::Cut);
+    }
+
+    /// Closes the port to new connections, or opens it. Those there are go on.
+    pub fn refuse(&self, refuse: bool) {
+        self.order(Order::Refuse(refuse));
+    }
+
+    /// Holds back all bytes, both ways, or lets them go on. Connections stay open and new ones are
+    /// taken; nothing is lost.
+    pub fn stall(&self, stall: bool) {
+        self.order(Order::Stall(stall));
+    }
+
+    fn order(&self, order: Order) {
+        let (done, is_done) = std::sync::mpsc::channel();
+        let orders = self.orders.as_ref().expect("only drop takes it");
+        orders.send((order, done)).expect("the proxy runs");
+        is_done.recv().expect("the proxy carries orders out");
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        drop(self.orders.take()); // without a commander the proxy ends
+        let ended = self.thread.take().map(thread::JoinHandle::join);
+        assert!(thread::panicking() || ended.is_none_or(|ended| ended.is_ok()), "the proxy panicked");
+    }
+}
+
+async fn serve(
+    address: SocketAddr,
+    target: Arc<str>,
+    mut inbox: mpsc::UnboundedReceiver<(Order, Done)>,
+    bound: Done,
+) {
+    let mut listener = Some(listen(address));
+    bound.send(()).ok();
+    let stalled = watch::Sender::new(false);
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            order = inbox.recv() => {
+                let Some((order, done)) = order else { return };
+                match order {
+                    Order::Cut => connections.shutdown().await,
+                    Order::Refuse(true) => listener = None,
+                    Order::Refuse(false) => listener = listener.or_else(|| Some(listen(address))),
+                    Order::Stall(stall) => drop(stalled.send_replace(stall)),
+                }
+                done.send(()).ok(); // whoever gave the order may have panicked since
+            }
+            client = accept(listener.as_ref()), if listener.is_some() => {
+                // A client that has gone again is no affair of ours.
+                let Ok(client) = client else { continue };
+                connections.spawn(forward(client, target.clone(), stalled.subscribe()));
+            }
+            // Connections end for reasons of their own; here they are only swept up.
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> TcpListener {
+    let open = || {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    open().unwrap_or_else(|error| panic!("listen on {address}: {error}"))
+}
+
+async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
+    match listener {
+        Some(listener) => listener.accept().await.map(|(client, _)| client),
+        None => std::future::pending().await,
+    }
+}
+
+/// Both directions, until both have ended or one has failed.
+async fn forward(client: TcpStream, target: Arc<str>, stalled: watch::Receiver<bool>) -> io::Result<()> {
+    let server = TcpStream::connect(&*target).await?;
+    for stream in [&client, &server] {
+        stream.set_nodelay(true)?;
+        stream.set_zero_linger()?; // a connection that is cut is reset, not closed in good order
+    }
+    let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let there = pin!(copy(from_client, to_server, stalled.clone()));
+    let back = pin!(copy(from_server, to_client, stalled));
+    tokio::try_join!(there, back)?;
+    Ok(())
+}
+
+async fn copy(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut stalled: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let read = from.read(&mut chunk).await?;
+        stalled.wait_for(|stalled| !stalled).await.map_err(io::Error::other)?;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        to.write_all(&chunk[..read]).await?;
+    }
+}

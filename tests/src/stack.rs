@@ -1,0 +1,158 @@
+//! The whole system: a topic, a Redis and any number of each service, wired as in production.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use crate::{Kafka, Kind, Proxy, Redis, Service};
+
+/// How large a [`Stack`] is, and what is special about it.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub partitions: i32,
+    pub ingest: usize,
+    pub replay: usize,
+    pub gateway: usize,
+    pub links: Links,
+    /// Topic settings, such as `("retention.ms", "1000")`.
+    pub topic: Vec<(&'static str, &'static str)>,
+    /// Arguments of the Redis server.
+    pub redis: Vec<&'static str>,
+    /// Settings in addition to the wiring, or instead of it.
+    pub settings: Vec<(Kind, &'static str, String)>,
+}
+
+/// How the parts reach one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// Straight.
+    Direct,
+    /// Through a [`Proxy`] in front of Redis, of each replay and of each ingest.
+    Proxied,
+}
+
+impl Default for Shape {
+    /// One of each, four partitions, nothing special.
+    fn default() -> Self {
+        Self {
+            partitions: 4,
+            ingest: 1,
+            replay: 1,
+            gateway: 1,
+            links: Links::Direct,
+            topic: Vec::new(),
+            redis: Vec::new(),
+            settings: Vec::new(),
+        }
+    }
+}
+
+/// A running system, on the shared broker but with a topic, a group and a Redis of its own.
+#[derive(Debug)]
+pub struct Stack {
+    // Dropped in this order: those who ask before those who answer.
+    pub gateway: Vec<Service>,
+    pub ingest: Vec<Service>,
+    pub replay: Vec<Service>,
+    /// The links, when they are [`Links::Proxied`]: to Redis, to each replay, to each ingest.
+    pub to_redis: Option<Proxy>,
+    pub to_replay: Vec<Proxy>,
+    pub to_ingest: Vec<Proxy>,
+    pub redis: Redis,
+    pub kafka: Arc<Kafka>,
+    pub topic: String,
+}
+
+impl Stack {
+    /// Starts everything and waits until every service is ready.
+    ///
+    /// # Panics
+    /// If anything does not start, or is not ready within 30 s.
+    pub async fn start(shape: Shape) -> Self {
+        let kafka = Kafka::shared().await;
+        let topic = fresh_topic();
+        kafka.create_topic(&topic, shape.partitions, &shape.topic).await;
+        let redis = Redis::start(&shape.redis).await;
+        let stack =
+            Wiring { shape: &shape, topic: &topic, brokers: kafka.brokers() }.start(redis, kafka.clone());
+        for service in stack.services() {
+            service.ready().await;
+        }
+        stack
+    }
+
+    /// Every service: those that are asked before those that ask them.
+    pub fn services(&self) -> impl Iterator<Item = &Service> {
+        self.replay.iter().chain(&self.ingest).chain(&self.gateway)
+    }
+}
+
+/// A topic name that no other test uses.
+fn fresh_topic() -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("telemetry-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// What every service is told.
+struct Wiring<'a> {
+    shape: &'a Shape,
+    topic: &'a str,
+    brokers: String,
+}
+
+impl Wiring<'_> {
+    fn start(&self, redis: Redis, kafka: Arc<Kafka>) -> Stack {
+        let to_redis = self.links([redis.address()]).pop();
+        let redis_url = to_redis.as_ref().map_or(redis.url(), |link| format!("redis://{}", link.address()));
+        let replay = self.replicas(Kind::Replay, self.shape.replay, &[("REDIS_URL", &redis_url)]);
+        let to_replay = self.links(replay.iter().map(Service::address));
+        let replay_targets = targets(&replay, &to_replay);
+
+        let ingest = self.replicas(Kind::Ingest, self.shape.ingest, &[("REPLAY_TARGETS", &replay_targets)]);
+        let to_ingest = self.links(ingest.iter().map(Service::address));
+        let ingest_targets = targets(&ingest, &to_ingest);
+
+        let wires = [("REPLAY_TARGETS", &*replay_targets), ("INGEST_TARGETS", &ingest_targets)];
+        let gateway = self.replicas(Kind::Gateway, self.shape.gateway, &wires);
+        let topic = self.topic.to_owned();
+        Stack { gateway, ingest, replay, to_redis, to_replay, to_ingest, redis, kafka, topic }
+    }
+
+    fn replicas(&self, kind: Kind, count: usize, wires: &[(&str, &str)]) -> Vec<Service> {
+        let own = self.shape.settings.iter().filter(|(of, ..)| *of == kind);
+        let own: Vec<_> = own.map(|(_, name, value)| (*name, value.as_str())).collect();
+        let wires = match kind {
+            Kind::Ingest => &[
+                wires,
+                &[
+                    ("KAFKA_BROKERS", &*self.brokers),
+                    ("KAFKA_TOPIC", self.topic),
+                    ("KAFKA_GROUP_ID", self.topic),
+                ],
+            ]
+            .concat(),
+            Kind::Replay => &[wires, &[("REPLAY_STORE", "redis")]].concat(),
+            Kind::Gateway | Kind::Local => wires,
+        };
+        let wires = wires.iter().filter(|(name, _)| !own.iter().any(|(given, _)| given == name));
+        let settings: Vec<_> = own.iter().chain(wires).copied().collect();
+        (0..count).map(|_| Service::start(kind, &settings)).collect()
+    }
+
+    fn links(&self, addresses: impl IntoIterator<Item = String>) -> Vec<Proxy> {
+        match self.shape.links {
+            Links::Direct => Vec::new(),
+            Links::Proxied => addresses.into_iter().map(|address| Proxy::to(&address)).collect(),
+        }
+    }
+}
+
+/// Where the others find these services: at their links if there are any.
+fn targets(services: &[Service], links: &[Proxy]) -> String {
+    let addresses: Vec<_> = match links {
+        [] => services.iter().map(Service::address).collect(),
+        links => links.iter().map(Proxy::address).collect(),
+    };
+    addresses.join(",")
+}
