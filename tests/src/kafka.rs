@@ -230,11 +230,9 @@ impl Kafka {
     {
         let done = async || {
             let answers = call().await.map_err(|error| error.to_string())?;
-            for (topic, code) in answers.into_iter().filter_map(Result::err) {
-                assert!(is_passing(code), "{what} {topic}: {code}");
-                return Err(format!("{topic}: {code}"));
-            }
-            Ok(())
+            let Some((topic, code)) = answers.into_iter().find_map(Result::err) else { return Ok(()) };
+            assert!(is_passing(code), "{what} {topic}: {code}");
+            Err(format!("{topic}: {code}"))
         };
         eventually(&format!("{what} a topic"), ADMIN_TIMEOUT, done).await;
     }

@@ -89,9 +89,14 @@ impl Redis {
             inherit: Inherit::Everything,
             log: self.folder.join("redis.log"),
         });
-        let up = async || ping(&self.url()).await.map_err(|error| format!("{error}\n{}", child.log_end()));
-        eventually("redis answers", START_TIMEOUT, up).await;
-        assert!(child.exited().is_none(), "another server has the port: {}", child.log_end());
+        let up = async || match (ping(&self.url()).await, child.exited()) {
+            // Another server may answer at a port that ours did not get.
+            (_, Some(status)) => Ok(Err(status)),
+            (Ok(()), None) => Ok(Ok(())),
+            (Err(error), None) => Err(error),
+        };
+        let answer = eventually("redis answers", START_TIMEOUT, up).await;
+        answer.unwrap_or_else(|status| panic!("redis ended, {status}:\n{}", child.log_end()));
         *self.child.lock().expect("nobody panics with this lock") = Some(child);
     }
 

@@ -82,7 +82,12 @@ impl Service {
         if matches!(kind, Kind::Gateway | Kind::Local) {
             or("GATEWAY_GRPC_LISTEN", free_address());
         }
-        let service = Self { kind, child: Mutex::new(None), env, folder: Folder::new(kind.binary()) };
+        let service = Self {
+            kind,
+            child: Mutex::new(None),
+            env,
+            folder: Folder::new(kind.binary().trim_start_matches("dashstream-")),
+        };
         service.start_again();
         service
     }

@@ -1,0 +1,125 @@
+//! Settings of the ingest service.
+use dashstream_kit::config::{Targets, byte_size, duration};
+use std::{net::SocketAddr, str::FromStr, time::Duration};
+
+/// Settings of the ingest service.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Config {
+    /// Address of the gRPC service.
+    #[arg(long = "listen", env = "INGEST_LISTEN", default_value = "0.0.0.0:7101")]
+    pub listen: SocketAddr,
+
+    #[command(flatten)]
+    pub kafka: Kafka,
+
+    /// Replicas of replay: `host:port`, comma-separated. A name with several addresses stands for all of them.
+    #[arg(long, env = "REPLAY_TARGETS", default_value = "127.0.0.1:7201")]
+    pub replay_targets: Targets,
+
+    /// Name of the stream under which records are stored. The topic's name unless given.
+    #[arg(long, env = "DASHSTREAM_STREAM")]
+    pub stream: Option<String>,
+
+    /// Most bytes of one partition's batches that wait for replay's acknowledgement. When it is full the
+    /// partition is not read on.
+    #[arg(long, env = "INGEST_APPEND_WINDOW", default_value = "4MiB", value_parser = byte_size)]
+    pub append_window_bytes: u64,
+
+    /// Most records of one batch.
+    #[arg(long, env = "INGEST_BATCH_RECORDS", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub batch_records_max: u32,
+
+    /// Bytes of packed records at which a batch is closed.
+    #[arg(long, env = "INGEST_BATCH_BYTES", default_value = "64KiB", value_parser = byte_size)]
+    pub batch_bytes: u64,
+
+    /// Largest message, bytes, compressed or not. A larger one does not decode.
+    #[arg(long, env = "INGEST_MESSAGE_BYTES_MAX", default_value = "10MiB", value_parser = byte_size)]
+    pub message_bytes_max: u64,
+
+    /// How far back an empty store is refilled from Kafka: `retention`, as far as replay keeps records;
+    /// `earliest`, all that Kafka has.
+    #[arg(long, env = "INGEST_REFILL", value_enum, default_value = "retention")]
+    pub refill: Refill,
+
+    /// Most bytes of batches that wait for one subscriber of the live feed. One that is slower is cut and
+    /// goes on from replay.
+    #[arg(long, env = "INGEST_LIVE_BUFFER", default_value = "8MiB", value_parser = byte_size)]
+    pub live_buffer_bytes: u64,
+
+    /// How often subscribers hear where each partition is.
+    #[arg(long, env = "INGEST_HEARTBEAT", default_value = "1s", value_parser = duration)]
+    pub heartbeat: Duration,
+
+    /// How long appends in flight may take when a partition is revoked.
+    #[arg(long, env = "INGEST_REVOKE_TIMEOUT", default_value = "5s", value_parser = duration)]
+    pub revoke_timeout: Duration,
+}
+
+/// How far back an empty store is refilled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Refill {
+    Retention,
+    Earliest,
+}
+
+/// How Kafka is reached and read.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Kafka {
+    /// Brokers to begin with: `host:port`, comma-separated.
+    #[arg(long = "kafka-brokers", env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092")]
+    pub brokers: String,
+
+    /// Topic to read.
+    #[arg(long = "kafka-topic", env = "KAFKA_TOPIC", default_value = "dashstream-events")]
+    pub topic: String,
+
+    /// Consumer group. All replicas of one deployment share it, and no other program may use it.
+    #[arg(long = "kafka-group-id", env = "KAFKA_GROUP_ID", default_value = "dashstream-ingest")]
+    pub group_id: String,
+
+    /// Name of this member that outlives the process, such as the pod's. With it a restart within the session
+    /// timeout moves no partition.
+    #[arg(long = "kafka-group-instance-id", env = "KAFKA_GROUP_INSTANCE_ID")]
+    pub group_instance_id: Option<String>,
+
+    /// How long the group waits for a member that is gone before its partitions move.
+    #[arg(long = "kafka-session-timeout", env = "KAFKA_SESSION_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub session_timeout: Duration,
+
+    /// Further settings of librdkafka, `name=value` comma-separated, such as `security.protocol=ssl`.
+    #[arg(long = "kafka-settings", env = "KAFKA_SETTINGS", value_delimiter = ',', hide_env_values = true)]
+    pub settings: Vec<Setting>,
+}
+
+/// One setting of librdkafka.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Setting {
+    pub name: String,
+    pub value: String,
+}
+
+impl std::fmt::Debug for Setting {
+    /// Without the value, which may be a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}=***", self.name)
+    }
+}
+
+impl FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some((name, value)) if !name.is_empty() => Ok(Self { name: name.into(), value: value.into() }),
+            _ => Err("expected name=value".into()),
+        }
+    }
+}
+
+impl Config {
+    /// The stream's name.
+    pub fn stream(&self) -> &str {
+        self.stream.as_deref().unwrap_or(&self.kafka.topic)
+    }
+}

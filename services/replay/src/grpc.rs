@@ -1,0 +1,422 @@
+//! The replay service over gRPC: what goes in is checked, what comes out is the store's.
+use crate::{
+    config::Config,
+    error::Error,
+    keys::Stream,
+    metrics::Metrics,
+    store::{Appended, From, Open, Page, Store},
+};
+use dashstream_core::{
+    batch,
+    position::{Epoch, Link, NextOffset, Offset, Partition},
+};
+use dashstream_kit::tasks::Tasks;
+use dashstream_proto::{
+    log::v1::{Position, position},
+    replay::v1::{
+        self as wire, AppendRequest, AppendResponse, OpenPartitionRequest, OpenPartitionResponse,
+        ReadPartitionsRequest, ReadPartitionsResponse, RefusalReason, Refused, StaleReason, Stored,
+        append_response::Outcome, read_partitions_response::Step, replay_service_server::ReplayService,
+    },
+};
+use futures_util::{Stream as _, StreamExt};
+use std::{pin::Pin, sync::Arc, time::SystemTime};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// Most requests of one append stream that go to the store at once.
+const APPENDS_AT_ONCE: usize = 64;
+/// Answers that wait for a client before the next page is read or the next append taken.
+const ANSWERS_QUEUED: usize = 2;
+
+type Answers<T> = Pin<Box<dyn futures_util::Stream<Item = Result<T, Status>> + Send>>;
+
+/// Serves any store.
+#[derive(Debug)]
+pub struct Replay<S> {
+    store: Arc<S>,
+    config: Arc<Config>,
+    metrics: Metrics,
+    tasks: Tasks,
+}
+
+impl<S> Clone for Replay<S> {
+    fn clone(&self) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            config: Arc::clone(&self.config),
+            metrics: self.metrics.clone(),
+            tasks: self.tasks.clone(),
+        }
+    }
+}
+
+impl<S: Store> Replay<S> {
+    pub fn new(store: Arc<S>, config: Config, metrics: Metrics, tasks: Tasks) -> Self {
+        Self { store, config: Arc::new(config), metrics, tasks }
+    }
+
+    /// Appends what came together; one answer for each, in order.
+    async fn append_all(&self, requests: Vec<AppendRequest>) -> Result<Vec<AppendResponse>, Error> {
+        let mut answers = Vec::with_capacity(requests.len());
+        let mut run: Vec<_> = Vec::new();
+        let mut stream: Option<Stream> = None;
+        for request in requests {
+            match valid(request) {
+                Ok((name, batch)) => {
+                    if stream.as_ref().is_some_and(|stream| *stream != name) {
+                        self.append_run(stream.as_ref(), &mut run, &mut answers).await?;
+                    }
+                    stream = Some(name);
+                    run.push(batch);
+                }
+                Err(message) => {
+                    self.append_run(stream.as_ref(), &mut run, &mut answers).await?;
+                    self.metrics.invalid();
+                    answers.push(refused(RefusalReason::Invalid, None, None, message));
+                }
+            }
+        }
+        self.append_run(stream.as_ref(), &mut run, &mut answers).await?;
+        Ok(answers)
+    }
+
+    async fn append_run(
+        &self,
+        stream: Option<&Stream>,
+        run: &mut Vec<dashstream_proto::log::v1::Batch>,
+        answers: &mut Vec<AppendResponse>,
+    ) -> Result<(), Error> {
+        let Some(stream) = stream.filter(|_| !run.is_empty()) else { return Ok(()) };
+        let timer = self.metrics.append_seconds.start_timer();
+        let outcomes = self.store.append(stream, run).await;
+        timer.observe_duration();
+        let outcomes = outcomes.inspect_err(|_| self.metrics.store_failures.inc())?;
+        for (batch, outcome) in run.drain(..).zip(outcomes) {
+            self.metrics.appended(&outcome);
+            if matches!(outcome, Appended::Stored { .. }) {
+                self.metrics.appended_records.inc_by(batch.record_count.into());
+                self.metrics.appended_bytes.inc_by(batch.records.len() as u64);
+            }
+            answers.push(answer(&outcome));
+        }
+        Ok(())
+    }
+
+    /// Reads one partition page by page into `answers`, up to what the log held at the first page.
+    async fn read_partition(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        mut from: From,
+        limits: PageLimits,
+        answers: &mpsc::Sender<Result<ReadPartitionsResponse, Status>>,
+    ) {
+        let mut goal = None;
+        for pages in 1.. {
+            let timer = self.metrics.read_seconds.start_timer();
+            let page = self.store.read(stream, partition, from, limits.bytes_max).await;
+            timer.observe_duration();
+            let page = match page {
+                Ok(page) => page,
+                Err(error) => {
+                    self.metrics.store_failures.inc();
+                    // A caller that is gone needs no answer.
+                    let _gone = answers.send(Err(Error::Store(error).into())).await;
+                    return;
+                }
+            };
+            let more = next_position(&page, &mut goal);
+            for step in steps(page) {
+                if let Step::Page(page) = &step {
+                    let bytes = page.batches.iter().map(|batch| batch.records.len() as u64).sum();
+                    self.metrics.read_bytes.inc_by(bytes);
+                }
+                let answer = ReadPartitionsResponse { partition: partition.get(), step: Some(step) };
+                if answers.send(Ok(answer)).await.is_err() {
+                    return;
+                }
+            }
+            match more {
+                Some(next) if limits.pages_max == 0 || pages < limits.pages_max => from = next,
+                _ => return,
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct PageLimits {
+    bytes_max: u64,
+    pages_max: u32,
+}
+
+/// Where to go on after a page; `None` when it ends the reading. `goal` is the log's end at the first page.
+fn next_position(page: &Page, goal: &mut Option<Offset>) -> Option<From> {
+    let Page::Batches { epoch, batches, at_end, held, .. } = page else { return None };
+    let goal = *goal.get_or_insert((*held)?);
+    let last = batches.last().map(batch::Span::last)?;
+    (!at_end && last < goal).then_some(From::After { epoch: *epoch, at: Some(last) })
+}
+
+fn steps(page: Page) -> Vec<Step> {
+    match page {
+        Page::Batches { epoch, gap, batches, at_end, held } => {
+            let page =
+                wire::Page { epoch: epoch.get(), batches, at_end, last_offset: held.map(Offset::get) };
+            gap.map(Step::Gap).into_iter().chain([Step::Page(page)]).collect()
+        }
+        Page::Stale { epoch, earliest, held } => vec![Step::Stale(wire::Stale {
+            reason: StaleReason::Epoch.into(),
+            epoch: Some(epoch.get()),
+            earliest_offset: earliest.map(Offset::get),
+            last_offset: held.map(Offset::get),
+        })],
+        Page::Seeding => {
+            vec![Step::Stale(wire::Stale { reason: StaleReason::Seeding.into(), ..Default::default() })]
+        }
+    }
+}
+
+fn valid(request: AppendRequest) -> Result<(Stream, dashstream_proto::log::v1::Batch), String> {
+    let stream = Stream::new(&request.stream).map_err(|error| error.to_string())?;
+    let batch = request.batch.ok_or("batch is missing: expected one")?;
+    batch::check(&batch).map_err(|error| error.to_string())?;
+    Ok((stream, batch))
+}
+
+fn answer(outcome: &Appended) -> AppendResponse {
+    let text = |held: &Link| held.map_or("nothing".into(), |held| format!("up to {held}"));
+    match outcome {
+        Appended::Stored { last } => stored(*last, false),
+        Appended::Held { last } => stored(*last, true),
+        Appended::Epoch { epoch, held } => {
+            let now = epoch.map_or("not open".into(), |epoch| format!("in epoch {epoch}"));
+            refused(RefusalReason::Epoch, *epoch, *held, format!("the log is {now}"))
+        }
+        Appended::Link { epoch, held } => {
+            refused(RefusalReason::Link, Some(*epoch), *held, format!("the log holds {}", text(held)))
+        }
+        Appended::Divergent { epoch, held } => {
+            let message = format!("the log holds {}, which the batch does not have", text(held));
+            refused(RefusalReason::Divergent, Some(*epoch), *held, message)
+        }
+    }
+}
+
+fn stored(last: Offset, duplicate: bool) -> AppendResponse {
+    AppendResponse { outcome: Some(Outcome::Stored(Stored { last_offset: last.get(), duplicate })) }
+}
+
+fn refused(
+    reason: RefusalReason,
+    epoch: Option<Epoch>,
+    held: Link,
+    message: String,
+) -> AppendResponse {
+    AppendResponse {
+        outcome: Some(Outcome::Refused(Refused {
+            reason: reason.into(),
+            epoch: epoch.map(Epoch::get),
+            last_offset: held.map(Offset::get),
+            message,
+        })),
+    }
+}
+
+fn position(position: &Position) -> Result<(Partition, From), Error> {
+    let partition = Partition::new(position.partition)?;
+    let expected = "one of earliest, latest, after, at_time_ms";
+    let from = match position.from.as_ref().ok_or(Error::Missing { field: "position.from", expected })? {
+        position::From::Earliest(_) => From::Earliest,
+        position::From::Latest(_) => From::Latest,
+        position::From::After(after) => From::After {
+            epoch: Epoch::new(after.epoch),
+            at: after.offset.map(Offset::new).transpose()?,
+        },
+        position::From::AtTimeMs(_) => return Err(Error::Unimplemented("position.at_time_ms")),
+    };
+    Ok((partition, from))
+}
+
+/// A new epoch: later than all before it, and unlike that of any other stream or store. The milliseconds since
+/// 1970 lead, 20 random bits follow.
+fn mint() -> Epoch {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Epoch::new(((since.as_millis() as u64) << 20) | u64::from(rand::random::<u32>() >> 12))
+}
+
+#[tonic::async_trait]
+impl<S: Store> ReplayService for Replay<S> {
+    async fn open_partition(
+        &self,
+        request: Request<OpenPartitionRequest>,
+    ) -> Result<Response<OpenPartitionResponse>, Status> {
+        let request = request.into_inner();
+        let stream = Stream::new(&request.stream).map_err(Error::from)?;
+        let mark = request.high_watermark.map(Offset::new).transpose().map_err(Error::from)?;
+        let open = Open {
+            partition: Partition::new(request.partition).map_err(Error::from)?,
+            known_epoch: request.known_epoch.map(Epoch::new),
+            high_watermark: mark.map(|mark| NextOffset::from_kafka(mark.to_kafka())).transpose().map_err(Error::from)?,
+            mint: mint(),
+        };
+        let opened = self.store.open(&stream, open).await;
+        let opened = opened.inspect_err(|_| self.metrics.store_failures.inc()).map_err(Error::from)?;
+        if opened.new_epoch {
+            tracing::warn!(stream = stream.as_str(), partition = %open.partition, epoch = %opened.epoch,
+                "new epoch opened: the source's offsets restarted");
+        }
+        Ok(Response::new(OpenPartitionResponse {
+            epoch: opened.epoch.get(),
+            last_offset: opened.held.map(Offset::get),
+            opened_new_epoch: opened.new_epoch,
+            retention_ms: u64::try_from(self.config.retention.age.as_millis()).unwrap_or(u64::MAX),
+        }))
+    }
+
+    type AppendStream = Answers<AppendResponse>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let (answers, out) = mpsc::channel(APPENDS_AT_ONCE * ANSWERS_QUEUED);
+        let (replay, mut requests) = (self.clone(), request.into_inner());
+        let window = self.config.append_window_bytes as usize;
+        let stop = self.tasks.stop_token();
+        self.tasks.spawn("append stream", async move {
+            loop {
+                let first = tokio::select! {
+                    first = requests.next() => first,
+                    () = stop.cancelled() => Some(Err(Status::unavailable("replay is draining"))),
+                };
+                let Some(first) = first else { return };
+                let (together, end) = ready_requests(first, &mut requests, window).await;
+                let outcome = replay.append_all(together).await.map_err(Status::from);
+                let done = match outcome {
+                    Ok(all) => send_all(&answers, all).await.is_err(),
+                    Err(status) => {
+                        let _gone = answers.send(Err(status)).await;
+                        true
+                    }
+                };
+                if let Some(end) = end.filter(|_| !done) {
+                    let _gone = answers.send(Err(end)).await;
+                    return;
+                }
+                if done {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+
+    type ReadPartitionsStream = Answers<ReadPartitionsResponse>;
+
+    async fn read_partitions(
+        &self,
+        request: Request<ReadPartitionsRequest>,
+    ) -> Result<Response<Self::ReadPartitionsStream>, Status> {
+        let request = request.into_inner();
+        let stream = Stream::new(&request.stream).map_err(Error::from)?;
+        let positions =
+            request.positions.iter().map(position).collect::<Result<Vec<_>, _>>().map_err(Status::from)?;
+        let cap = self.config.page_bytes_max;
+        let asked = u64::from(request.page_bytes_max);
+        let limits = PageLimits {
+            bytes_max: if asked == 0 { cap } else { asked.min(cap) },
+            pages_max: request.pages_max,
+        };
+        let (answers, out) = mpsc::channel(ANSWERS_QUEUED);
+        let replay = self.clone();
+        self.tasks.spawn("read", async move {
+            for (partition, from) in positions {
+                replay.read_partition(&stream, partition, from, limits, &answers).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+    }
+
+    type ReadThreadStream = Answers<wire::ReadThreadResponse>;
+
+    async fn read_thread(
+        &self,
+        _request: Request<wire::ReadThreadRequest>,
+    ) -> Result<Response<Self::ReadThreadStream>, Status> {
+        Err(Error::Unimplemented("ReadThread").into())
+    }
+
+    async fn list_threads(
+        &self,
+        _request: Request<wire::ListThreadsRequest>,
+    ) -> Result<Response<wire::ListThreadsResponse>, Status> {
+        Err(Error::Unimplemented("ListThreads").into())
+    }
+
+    async fn describe_thread(
+        &self,
+        _request: Request<wire::DescribeThreadRequest>,
+    ) -> Result<Response<wire::DescribeThreadResponse>, Status> {
+        Err(Error::Unimplemented("DescribeThread").into())
+    }
+
+    async fn describe_partitions(
+        &self,
+        _request: Request<wire::DescribePartitionsRequest>,
+    ) -> Result<Response<wire::DescribePartitionsResponse>, Status> {
+        Err(Error::Unimplemented("DescribePartitions").into())
+    }
+
+    async fn delete_thread(
+        &self,
+        _request: Request<wire::DeleteThreadRequest>,
+    ) -> Result<Response<wire::DeleteThreadResponse>, Status> {
+        Err(Error::Unimplemented("DeleteThread").into())
+    }
+}
+
+/// The first request and those that are there already, up to `window` bytes; and how the stream ended, if it
+/// did in between.
+async fn ready_requests(
+    first: Result<AppendRequest, Status>,
+    requests: &mut Streaming<AppendRequest>,
+    window: usize,
+) -> (Vec<AppendRequest>, Option<Status>) {
+    let (mut together, mut bytes, mut next) = (Vec::new(), 0, Some(first));
+    while let Some(request) = next {
+        match request {
+            Ok(request) => {
+                bytes += request.batch.as_ref().map_or(0, |batch| batch.records.len());
+                together.push(request);
+            }
+            Err(status) => return (together, Some(status)),
+        }
+        if bytes >= window || together.len() >= APPENDS_AT_ONCE {
+            break;
+        }
+        next = poll_ready(requests).await;
+    }
+    (together, None)
+}
+
+/// The next request if it is there already.
+async fn poll_ready(requests: &mut Streaming<AppendRequest>) -> Option<Result<AppendRequest, Status>> {
+    std::future::poll_fn(|context| match Pin::new(&mut *requests).poll_next(context) {
+        std::task::Poll::Ready(request) => std::task::Poll::Ready(request),
+        std::task::Poll::Pending => std::task::Poll::Ready(None),
+    })
+    .await
+}
+
+async fn send_all(
+    answers: &mpsc::Sender<Result<AppendResponse, Status>>,
+    all: Vec<AppendResponse>,
+) -> Result<(), mpsc::error::SendError<Result<AppendResponse, Status>>> {
+    for answer in all {
+        answers.send(Ok(answer)).await?;
+    }
+    Ok(())
+}
