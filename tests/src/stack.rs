@@ -113,7 +113,11 @@ impl Wiring<'_> {
         let to_ingest = self.links(ingest.iter().map(Service::address));
         let ingest_targets = targets(&ingest, &to_ingest);
 
-        let wires = [("REPLAY_TARGETS", &*replay_targets), ("INGEST_TARGETS", &ingest_targets)];
+        let wires = [
+            ("REPLAY_TARGETS", &*replay_targets),
+            ("INGEST_TARGETS", &ingest_targets),
+            ("DASHSTREAM_STREAM", self.topic),
+        ];
         let gateway = self.replicas(Kind::Gateway, self.shape.gateway, &wires);
         let topic = self.topic.to_owned();
         Stack { gateway, ingest, replay, to_redis, to_replay, to_ingest, redis, kafka, topic }

@@ -222,9 +222,8 @@ impl Iterator for RecordIter {
         if self.rest.is_empty() {
             return None;
         }
-        let entry = take_entry(&mut self.rest).and_then(|entry| {
-            Record::decode(entry).map_err(|error| Malformed::Records(error.to_string()))
-        });
+        let entry = take_entry(&mut self.rest)
+            .and_then(|entry| Record::decode(entry).map_err(|error| Malformed::Records(error.to_string())));
         if entry.is_err() {
             self.rest.clear();
         }
@@ -241,7 +240,10 @@ fn take_entry(rest: &mut Bytes) -> Result<Bytes, Malformed> {
     }
     let len = decode_varint(rest).map_err(wrong)?;
     if len > rest.remaining() as u64 {
-        return Err(Malformed::Records(format!("a record of {len} bytes where {} are left", rest.remaining())));
+        return Err(Malformed::Records(format!(
+            "a record of {len} bytes where {} are left",
+            rest.remaining()
+        )));
     }
     Ok(rest.split_to(len as usize))
 }
@@ -309,7 +311,13 @@ pub fn cut_after(batch: &Batch, at: Link) -> Result<Option<Batch>, Malformed> {
         let offset = offset_of(take_entry(&mut rest)?)?;
         if Some(offset) > at.map(Offset::get) {
             let (prev_offset, first_offset) = (link, offset);
-            return Ok(Some(Batch { prev_offset, first_offset, record_count: left, records: here, ..batch.clone() }));
+            return Ok(Some(Batch {
+                prev_offset,
+                first_offset,
+                record_count: left,
+                records: here,
+                ..batch.clone()
+            }));
         }
         link = Some(offset);
         left = left.saturating_sub(1);

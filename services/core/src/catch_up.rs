@@ -25,6 +25,8 @@ pub enum Input {
     Opened { epoch: Epoch, held: Link },
     /// Kafka's high watermark, first fetched when the partition was assigned.
     HighWatermark(NextOffset),
+    /// The high watermark as the fetcher last heard of it. What was read since proves more.
+    Fetched { high_watermark: NextOffset },
     /// Everything before `next` is durable, or will never be a record.
     Durable { next: NextOffset },
     /// The store refused an append.
@@ -48,7 +50,14 @@ pub struct CatchUp {
 impl CatchUp {
     /// A partition that was just assigned. Times are milliseconds since 1970.
     pub fn assigned(now_ms: i64) -> Self {
-        Self { phase: Phase::Starting, since_ms: now_ms, epoch: None, head: None, next: None, high_watermark: None }
+        Self {
+            phase: Phase::Starting,
+            since_ms: now_ms,
+            epoch: None,
+            head: None,
+            next: None,
+            high_watermark: None,
+        }
     }
 
     pub fn phase(&self) -> &Phase {
@@ -93,16 +102,13 @@ impl CatchUp {
                 self.next = Some(NextOffset::after(held));
                 self.reading()
             }
-            Input::HighWatermark(mark) => {
-                self.head = self.head.or(Some(mark));
-                self.high_watermark = Some(mark);
-                match &self.phase {
-                    Phase::CatchingUp | Phase::Live => self.reading(),
-                    Phase::Starting | Phase::Healing { .. } | Phase::Stalled { .. } => self.phase.clone(),
-                }
+            Input::HighWatermark(mark) => self.mark(mark),
+            Input::Fetched { high_watermark } => {
+                self.mark(high_watermark.max(self.next.unwrap_or(NextOffset::ZERO)))
             }
             Input::Durable { next } => {
                 self.next = self.next.max(Some(next));
+                self.high_watermark = self.high_watermark.map(|mark| mark.max(next));
                 self.reading()
             }
             Input::Refused { why } => Phase::Healing { why },
@@ -112,6 +118,15 @@ impl CatchUp {
             self.since_ms = now_ms;
         }
         self.phase = phase;
+    }
+
+    fn mark(&mut self, mark: NextOffset) -> Phase {
+        self.head = self.head.or(Some(mark));
+        self.high_watermark = Some(mark);
+        match &self.phase {
+            Phase::CatchingUp | Phase::Live => self.reading(),
+            Phase::Starting | Phase::Healing { .. } | Phase::Stalled { .. } => self.phase.clone(),
+        }
     }
 
     fn reading(&self) -> Phase {
@@ -140,7 +155,11 @@ mod tests {
         let mut state = CatchUp::assigned(1);
         assert_eq!((state.phase(), state.lag()), (&Phase::Starting, None));
         state.on(opened(9), 2);
-        assert_eq!((state.phase(), state.since_ms(), state.lag()), (&Phase::CatchingUp, 2, None), "head unknown");
+        assert_eq!(
+            (state.phase(), state.since_ms(), state.lag()),
+            (&Phase::CatchingUp, 2, None),
+            "head unknown"
+        );
         state.on(Input::HighWatermark(mark(20)), 3);
         assert_eq!((state.phase(), state.lag()), (&Phase::CatchingUp, Some(10)));
         state.on(Input::Durable { next: mark(19) }, 4);
@@ -165,6 +184,19 @@ mod tests {
         assert!(matches!(state.phase(), Phase::Healing { .. }));
         state.on(opened(2), 6);
         assert_eq!((state.phase(), state.next()), (&Phase::CatchingUp, Some(mark(3))));
+    }
+
+    #[test]
+    fn what_was_read_proves_where_the_end_is_at_least() {
+        let mut state = CatchUp::assigned(1);
+        state.on(opened(0), 1);
+        state.on(Input::HighWatermark(mark(5)), 1);
+        state.on(Input::Durable { next: mark(8) }, 1);
+        assert_eq!((state.lag(), state.high_watermark()), (Some(0), Some(mark(8))));
+        state.on(Input::Fetched { high_watermark: mark(6) }, 1);
+        assert_eq!((state.lag(), state.high_watermark()), (Some(0), Some(mark(8))), "statistics are late");
+        state.on(Input::Fetched { high_watermark: mark(11) }, 1);
+        assert_eq!(state.lag(), Some(3));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{
 };
 use dashstream_proto::{
     log::v1::{Cursor, Gap, Record},
-    session::v1::{GapFrame, Notice, RecordsFrame},
+    session::v1::{CaughtUp, GapFrame, Notice, RecordsFrame},
 };
 use std::collections::BTreeMap;
 
@@ -100,6 +100,25 @@ impl Chain {
         self.advance(cursor.partition, cursor.epoch, notice.prev_offset, at, at)
     }
 
+    /// Takes a mark up to which the client was told that it has everything. It sets where a partition begins
+    /// that has brought nothing yet.
+    ///
+    /// # Errors
+    /// [`Broken`] when the cursor is elsewhere.
+    pub fn caught_up(&mut self, frame: &CaughtUp) -> Result<(), Broken> {
+        let mark = frame.mark.as_ref().ok_or(Broken::Absent("mark"))?;
+        let link = mark.offset.map(Offset::new).transpose()?;
+        let (epoch, at) = *self.cursors.entry(mark.partition).or_insert((Epoch::new(mark.epoch), link));
+        if epoch.get() != mark.epoch {
+            return Err(Broken::Epoch { partition: mark.partition, got: mark.epoch, expected: epoch.get() });
+        }
+        if at != link {
+            let at = at.map(Offset::get);
+            return Err(Broken::Link { partition: mark.partition, link: mark.offset, at });
+        }
+        Ok(())
+    }
+
     /// A partition's cursor is stale: forget it and take what comes.
     pub fn forget(&mut self, partition: i32) {
         self.cursors.remove(&partition);
@@ -166,5 +185,20 @@ mod tests {
         assert!(chain.gap(&gap(3, 5)).is_err());
         assert!(chain.gap(&gap(1, 5)).is_ok());
         assert!(chain.records(&frame(batch(1, Some(5), &[6]))).is_ok());
+    }
+
+    #[test]
+    fn caught_up_is_only_true_at_the_mark() {
+        let mut chain = Chain::default();
+        let mark = |epoch, offset| CaughtUp {
+            mark: Some(Cursor { epoch, partition: 0, offset }),
+            source_lag: None,
+            request_id: 1,
+        };
+        chain.caught_up(&mark(1, Some(5))).unwrap();
+        assert_eq!(chain.cursors()[0].offset, Some(5), "a partition that brought nothing begins there");
+        assert!(chain.caught_up(&mark(1, Some(6))).is_err());
+        assert!(chain.caught_up(&mark(2, Some(5))).is_err());
+        assert!(chain.records(&frame(batch(1, Some(4), &[6]))).is_ok());
     }
 }

@@ -3,8 +3,8 @@ use bytes::Bytes;
 use dashstream_proto::{
     log::v1::{Batch, Cursor, Gap},
     session::v1::{
-        CaughtUp, Error, ErrorCode, GapFrame, Notice, NoticeCode, Pong, RecordsFrame, ServerFrame, StaleFrame,
-        server_frame::Frame,
+        CaughtUp, Error, ErrorCode, GapFrame, Notice, NoticeCode, Pong, RecordsFrame, ServerFrame,
+        StaleFrame, server_frame::Frame,
     },
 };
 use prost::Message;

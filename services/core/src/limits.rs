@@ -57,7 +57,11 @@ mod tests {
                 in_flight_bytes_max: 0,
             };
             let got = ours.grant(Some(wire));
-            assert_eq!((got.record_bytes_max, got.frame_bytes_max, got.client_frame_bytes_max), granted, "{why}");
+            assert_eq!(
+                (got.record_bytes_max, got.frame_bytes_max, got.client_frame_bytes_max),
+                granted,
+                "{why}"
+            );
         }
         assert_eq!(ours.grant(None), ours);
     }

@@ -68,9 +68,11 @@ impl Offset {
     /// # Errors
     /// [`OutOfRange`] when negative: one of Kafka's markers, not an offset.
     pub fn from_kafka(value: i64) -> Result<Self, OutOfRange> {
-        u64::try_from(value)
-            .map(Self)
-            .map_err(|_| OutOfRange { what: "offset", value: value.into(), max: i64::MAX.into() })
+        u64::try_from(value).map(Self).map_err(|_| OutOfRange {
+            what: "offset",
+            value: value.into(),
+            max: i64::MAX.into(),
+        })
     }
 
     pub fn get(self) -> u64 {
@@ -197,14 +199,26 @@ mod tests {
     fn a_step_says_exactly_what_is_missing() {
         for (why, at, link, first, expected) in [
             ("the first record of a log", None, None, 7, Step::Adjacent),
-            ("the beginning of the log was trimmed", None, Some(4), 7, Step::Missing { first: offset(0), last: offset(4) }),
+            (
+                "the beginning of the log was trimmed",
+                None,
+                Some(4),
+                7,
+                Step::Missing { first: offset(0), last: offset(4) },
+            ),
             ("linked to what the reader has", Some(4), Some(4), 7, Step::Adjacent),
             ("the reader stands where no record is", Some(5), Some(4), 7, Step::Adjacent),
             ("records were lost", Some(2), Some(4), 7, Step::Missing { first: offset(3), last: offset(4) }),
             ("the reader has it", Some(7), Some(4), 7, Step::Overlaps),
             ("the reader is beyond it", Some(9), Some(4), 7, Step::Overlaps),
             ("a log that begins anew at once", Some(6), None, 7, Step::Adjacent),
-            ("a log that begins anew later", Some(3), None, 7, Step::Missing { first: offset(4), last: offset(6) }),
+            (
+                "a log that begins anew later",
+                Some(3),
+                None,
+                7,
+                Step::Missing { first: offset(4), last: offset(6) },
+            ),
         ] {
             assert_eq!(step(at.map(offset), link.map(offset), offset(first)), expected, "{why}");
         }

@@ -128,7 +128,10 @@ mod tests {
     #[test]
     fn a_reader_is_told_where_it_stands() {
         let mut ring = Ring::new(Some(offset(9)), 1 << 20);
-        assert_eq!([found(&ring, Some(9)), found(&ring, Some(8)), found(&ring, Some(10))], ["end", "behind", "ahead"]);
+        assert_eq!(
+            [found(&ring, Some(9)), found(&ring, Some(8)), found(&ring, Some(10))],
+            ["end", "behind", "ahead"]
+        );
         assert!(ring.push(batch(1, Some(9), &[10, 12])));
         assert!(ring.push(batch(1, Some(12), &[13, 20])));
         assert_eq!(found(&ring, Some(9)), "2 from 10");

@@ -14,12 +14,15 @@ use bytes::Bytes;
 use dashstream_proto::{
     log::v1::{Batch, Cursor, Gap, GapReason},
     session::v1::{
-        ClientFrame, ErrorCode, Hello, Notice, NoticeCode, PartitionState, Partitions, StaleFrame, StartPolicy,
-        Subscribe, Welcome, client_frame, server_frame::Frame,
+        ClientFrame, ErrorCode, Hello, Notice, NoticeCode, PartitionState, Partitions, StaleFrame,
+        StartPolicy, Subscribe, Welcome, client_frame, server_frame::Frame,
     },
 };
 use prost::Message;
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 /// Most cursors that one subscribe may name.
 pub const CURSORS_MAX: usize = 10_000;
@@ -246,7 +249,10 @@ impl Session {
             return vec![unimplemented("subscribe.filter", request_id)];
         }
         if cursors.len() > CURSORS_MAX {
-            return invalid(format!("subscribe.cursors has {}: expected at most {CURSORS_MAX}", cursors.len()));
+            return invalid(format!(
+                "subscribe.cursors has {}: expected at most {CURSORS_MAX}",
+                cursors.len()
+            ));
         }
         let mut readers = BTreeMap::new();
         for cursor in &cursors {
@@ -266,7 +272,9 @@ impl Session {
     /// The gateway's knowledge of partitions changed: new ones are read from where the client said.
     pub fn on_partitions(&mut self, known: &[Known]) -> Vec<Output> {
         match self.phase {
-            Phase::Subscribed { .. } if known.iter().any(|known| !self.readers.contains_key(&known.partition)) => {
+            Phase::Subscribed { .. }
+                if known.iter().any(|known| !self.readers.contains_key(&known.partition)) =>
+            {
                 self.announce(known)
             }
             Phase::Subscribed { .. } | Phase::AwaitingHello | Phase::Greeted => Vec::new(),
@@ -288,9 +296,12 @@ impl Session {
         vec![Output::Send(frame::encode(Frame::Partitions(partitions)))]
     }
 
-    /// What to look up next, taking turns between partitions; `None` when all are at their end.
-    pub fn next_want(&mut self) -> Option<Want> {
-        let hungry = |(_, reader): &(&Partition, &Reader)| reader.appetite == Appetite::Hungry;
+    /// What to look up next, taking turns between partitions; `None` when all are at their end or in `busy`,
+    /// which are being looked up.
+    pub fn next_want(&mut self, busy: &BTreeSet<Partition>) -> Option<Want> {
+        let hungry = |(partition, reader): &(&Partition, &Reader)| {
+            reader.appetite == Appetite::Hungry && !busy.contains(partition)
+        };
         let behind = self.turn.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
         let (partition, reader) = self
             .readers
@@ -356,7 +367,9 @@ impl Session {
                 caught_up(reader, partition, epoch, mark, source_lag, request_id, &mut out);
             }
             Found::Gap(gap) => lose(reader, gap, &mut out),
-            Found::Stale { epoch, earliest, mark } => stale(reader, partition, epoch, earliest, mark, &mut out),
+            Found::Stale { epoch, earliest, mark } => {
+                stale(reader, partition, epoch, earliest, mark, &mut out)
+            }
             Found::Seeding => seeding(reader, partition, &mut out),
             Found::NotNow => reader.appetite = Appetite::Parked,
         }
@@ -435,7 +448,8 @@ fn send(batch: &Batch, whole: Option<&Bytes>, limits: Limits, out: &mut Vec<Outp
         out.push(Output::Send(match piece {
             Piece::Run(run) => frame::records(&run),
             Piece::TooLarge { at, link, bytes } => {
-                let cursor = Cursor { epoch: batch.epoch, partition: batch.partition, offset: Some(at.get()) };
+                let cursor =
+                    Cursor { epoch: batch.epoch, partition: batch.partition, offset: Some(at.get()) };
                 frame::too_large(cursor, link.map(Offset::get), bytes, limits.record_bytes_max)
             }
         }));

@@ -35,7 +35,10 @@ pub enum Output {
     /// Readers find more.
     Advanced,
     /// Ask replay for what follows `after`. One fetch is out at a time.
-    Fetch { epoch: Epoch, after: Link },
+    Fetch {
+        epoch: Epoch,
+        after: Link,
+    },
 }
 
 /// Invariant: the ring is of `epoch`; `durable` is at least the ring's end; `waiting` is beyond the ring's end.

@@ -1,1 +1,53 @@
-fn main() {}
+//! `dashstream`: run, watch and feed a DashStream.
+use clap::{Parser, Subcommand};
+use dashstream_ctl::{local, produce, status, tail};
+use dashstream_kit::Kit;
+
+/// Run, watch and feed a DashStream.
+#[derive(Debug, Parser)]
+#[command(name = "dashstream", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run everything in this process, on embedded parts, with demo agents.
+    Local {
+        #[command(flatten)]
+        local: Box<local::Config>,
+        #[command(flatten)]
+        kit: dashstream_kit::config::Config,
+    },
+    /// Write runs of demo agents to Kafka.
+    Produce(produce::Config),
+    /// Follow the stream, and prove that nothing is missing.
+    Tail(tail::Config),
+    /// Show how far every partition is.
+    Status(status::Config),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Local { local, kit: kit_config } => {
+            let kit = Kit::start("local", &kit_config).await?;
+            local::run(*local, kit.clone()).await?;
+            kit.drain(kit_config.drain_timeout).await
+        }
+        Command::Produce(config) => produce::command(config, dashstream_ctl::output::interrupted()).await,
+        Command::Tail(config) => tail::run(config, dashstream_ctl::output::interrupted()).await.map(drop),
+        Command::Status(config) => status::run(config, dashstream_ctl::output::interrupted()).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, str::FromStr, time::Duration};
 
 /// Settings of the ingest service.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "ingest")]
 pub struct Config {
     /// Address of the gRPC service.
     #[arg(long = "listen", env = "INGEST_LISTEN", default_value = "0.0.0.0:7101")]

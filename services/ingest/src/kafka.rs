@@ -7,7 +7,10 @@ use crate::config::Config;
 use dashstream_core::position::{Epoch, NextOffset, Partition};
 use rdkafka::{
     ClientConfig, ClientContext, Offset, Statistics, TopicPartitionList,
-    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer, stream_consumer::StreamPartitionQueue},
+    consumer::{
+        BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer,
+        stream_consumer::StreamPartitionQueue,
+    },
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     types::RDKafkaRespErr,
 };
@@ -200,8 +203,11 @@ impl Consumer {
             match self.inner.recv().await {
                 Ok(record) => {
                     use rdkafka::Message;
-                    tracing::error!(partition = record.partition(), offset = record.offset(),
-                        "a record outside of its partition's queue: its pipeline starts anew");
+                    tracing::error!(
+                        partition = record.partition(),
+                        offset = record.offset(),
+                        "a record outside of its partition's queue: its pipeline starts anew"
+                    );
                 }
                 Err(error) => tracing::warn!(%error, "kafka"),
             }
@@ -257,8 +263,11 @@ impl Consumer {
     /// # Errors
     /// When no broker answers in time.
     pub fn watermarks(&self, partition: Partition) -> KafkaResult<(NextOffset, NextOffset)> {
-        let (low, high) = self.inner.fetch_watermarks(&self.context().topic, partition.get(), QUERY_TIMEOUT)?;
-        let mark = |value| NextOffset::from_kafka(value).map_err(|_| KafkaError::OffsetFetch(RDKafkaErrorCode::Unknown));
+        let (low, high) =
+            self.inner.fetch_watermarks(&self.context().topic, partition.get(), QUERY_TIMEOUT)?;
+        let mark = |value| {
+            NextOffset::from_kafka(value).map_err(|_| KafkaError::OffsetFetch(RDKafkaErrorCode::Unknown))
+        };
         Ok((mark(low)?, mark(high)?))
     }
 
@@ -284,7 +293,9 @@ impl Consumer {
         let element = found.find_partition(&self.context().topic, partition.get());
         Ok(element.and_then(|element| match element.offset() {
             Offset::Offset(at) => NextOffset::from_kafka(at).ok(),
-            Offset::Beginning | Offset::End | Offset::Stored | Offset::Invalid | Offset::OffsetTail(_) => None,
+            Offset::Beginning | Offset::End | Offset::Stored | Offset::Invalid | Offset::OffsetTail(_) => {
+                None
+            }
         }))
     }
 

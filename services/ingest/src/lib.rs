@@ -1,1 +1,194 @@
+//! The ingest service: reads Kafka, appends to replay, and feeds what is durable live, one pipeline for each
+//! partition that it owns.
+use dashstream_core::position::Partition;
+use dashstream_kit::{Kit, grpc as kit_grpc, ops::Latch};
+use dashstream_proto::{
+    DESCRIPTORS, ingest::v1::ingest_service_server::IngestServiceServer,
+    replay::v1::replay_service_client::ReplayServiceClient,
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{net::TcpListener, runtime::Handle, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 
+pub mod append;
+pub mod config;
+pub mod grpc;
+pub mod kafka;
+pub mod live;
+pub mod metrics;
+pub mod owned;
+pub mod partition;
+
+pub use config::Config;
+use kafka::Consumer;
+
+/// Largest gRPC message: a batch of one record of the largest payload, and some.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
+const TOPIC_RETRY: Duration = Duration::from_millis(500);
+
+/// Serves until the kit stops; then what is in flight is stored and committed.
+///
+/// # Errors
+/// When a setting is wrong or a metric's name is taken.
+pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let metrics = metrics::Metrics::register(&kit.registry)?;
+    let owned = owned::Owned::default();
+    let live = live::Live::new(config.live_buffer_bytes, metrics.clone());
+    let partition_count = Arc::new(AtomicI32::new(0));
+    let service = grpc::Ingest {
+        config: Arc::clone(&config),
+        owner: listener.local_addr()?.to_string().into(),
+        owned: owned.clone(),
+        live: live.clone(),
+        partition_count: Arc::clone(&partition_count),
+        tasks: kit.tasks.clone(),
+    };
+    tracing::info!(listen = %listener.local_addr()?, topic = config.kafka.topic, "ingest started");
+
+    let consumer = Consumer::join(&config)?;
+    let stop = kit.tasks.stop_token();
+    let group = serve_group(consumer.clone(), CancellationToken::new());
+    let latch = kit.readiness.latch("kafka");
+    kit.tasks.spawn("topic", watch_topic(consumer.clone(), partition_count, latch, stop.clone()));
+    kit.tasks.spawn(
+        "heartbeats",
+        beat(owned.clone(), live.clone(), metrics.clone(), config.heartbeat, stop.clone()),
+    );
+    kit.tasks.spawn("commits", commit(consumer.clone(), owned.clone(), stop.clone()));
+
+    let replay = ReplayServiceClient::new(kit_grpc::channel(&kit, &config.replay_targets))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let tasks = kit.tasks.clone();
+    let parts = partition::Parts { config, consumer: consumer.clone(), replay, owned, live, metrics, tasks };
+    let pipelines = kit.tasks.spawn("pipelines", keep_pipelines(parts, stop));
+
+    let service = IngestServiceServer::new(service).max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let served = kit_grpc::serve(&kit, listener, DESCRIPTORS, tonic::service::Routes::new(service)).await;
+    // The group is served until all is stored and committed, and left behind that.
+    pipelines.await?;
+    group.cancel();
+    drop(tokio::task::spawn_blocking(move || drop(consumer)).await);
+    served
+}
+
+/// Serves the group on a thread of its own: a revocation blocks it until the pipelines have drained.
+fn serve_group(consumer: Consumer, stop: CancellationToken) -> CancellationToken {
+    let (stopped, runtime) = (stop.clone(), Handle::current());
+    tokio::task::spawn_blocking(move || {
+        runtime.block_on(stopped.run_until_cancelled(consumer.serve()));
+    });
+    stop
+}
+
+/// Keeps one pipeline running for each partition that the group gave us.
+async fn keep_pipelines(parts: partition::Parts, stop: CancellationToken) {
+    let mut owned = parts.consumer.owned();
+    let mut running: HashMap<Partition, (CancellationToken, JoinHandle<()>)> = HashMap::new();
+    let mut ending: HashMap<Partition, JoinHandle<()>> = HashMap::new();
+    loop {
+        let now = owned.borrow_and_update().clone();
+        for (partition, (stop, pipeline)) in running.extract_if(|partition, _| !now.contains(partition)) {
+            stop.cancel();
+            ending.insert(partition, pipeline);
+        }
+        ending.retain(|_, pipeline| !pipeline.is_finished());
+        for partition in now {
+            running.entry(partition).or_insert_with(|| {
+                let stop = stop.child_token();
+                (stop.clone(), start(&parts, partition, ending.remove(&partition), stop))
+            });
+        }
+        parts.metrics.partitions_owned.set(running.len() as i64);
+        let changed = stop.run_until_cancelled(owned.changed()).await;
+        if !matches!(changed, Some(Ok(()))) {
+            break;
+        }
+    }
+    for pipeline in running.into_values().map(|(_, pipeline)| pipeline).chain(ending.into_values()) {
+        // A pipeline that panicked was logged as such.
+        drop(pipeline.await);
+    }
+}
+
+fn start(
+    parts: &partition::Parts,
+    partition: Partition,
+    before: Option<JoinHandle<()>>,
+    stop: CancellationToken,
+) -> JoinHandle<()> {
+    let (parts, consumer) = (parts.clone(), parts.consumer.clone());
+    consumer.running(partition);
+    parts.tasks.clone().spawn(format!("partition {partition}"), async move {
+        if let Some(before) = before {
+            // One pipeline of a partition at a time.
+            drop(before.await);
+        }
+        partition::run(parts, partition, stop).await;
+        consumer.ended(partition);
+    })
+}
+
+/// Ready once the topic is known.
+async fn watch_topic(consumer: Consumer, count: Arc<AtomicI32>, latch: Latch, stop: CancellationToken) {
+    loop {
+        let asked = consumer.clone();
+        let pause = match tokio::task::spawn_blocking(move || asked.partition_count()).await {
+            Ok(Ok(partitions)) => {
+                count.store(i32::try_from(partitions).unwrap_or(i32::MAX), Ordering::Relaxed);
+                latch.ready();
+                TOPIC_INTERVAL
+            }
+            Ok(Err(error)) => {
+                latch.not_ready(error.to_string());
+                TOPIC_RETRY
+            }
+            Err(_) => TOPIC_RETRY,
+        };
+        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
+    }
+}
+
+async fn beat(
+    owned: owned::Owned,
+    live: live::Live,
+    metrics: metrics::Metrics,
+    interval: Duration,
+    stop: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(interval.min(Duration::from_secs(1)));
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        owned.sample();
+        metrics.partitions_owned.set(owned.count() as i64);
+        for heartbeat in owned.heartbeats() {
+            live.heartbeat(heartbeat);
+        }
+    }
+}
+
+async fn commit(consumer: Consumer, owned: owned::Owned, stop: CancellationToken) {
+    let mut ticks = tokio::time::interval(COMMIT_INTERVAL);
+    let mut committed = Vec::new();
+    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+        let positions = owned.positions();
+        if positions == committed {
+            continue;
+        }
+        match consumer.commit(&positions) {
+            Ok(()) => committed = positions,
+            Err(error) => tracing::warn!(%error, "commit"),
+        }
+    }
+}

@@ -21,15 +21,54 @@ impl Metrics {
     /// A name is already taken in `registry`: a bug, so `main` stops on it.
     pub fn register(registry: &Registry) -> Result<Self> {
         Ok(Self {
-            stored_records: counter(registry, "dashstream_ingest_stored_records_total", "Records that replay acknowledged.")?,
-            stored_batches: counter(registry, "dashstream_ingest_stored_batches_total", "Batches that replay acknowledged.")?,
-            duplicate_batches: counter(registry, "dashstream_ingest_duplicate_batches_total", "Batches that replay held before.")?,
-            append_seconds: histogram(registry, "dashstream_ingest_append_seconds", "Time from packing a batch to replay's acknowledgement.", SECONDS)?,
-            live_subscribers: gauge(registry, "dashstream_ingest_live_subscribers", "Gateways that follow the live feed now.")?,
-            live_cut: counter(registry, "dashstream_ingest_live_cut_total", "Subscribers cut because they did not keep up.")?,
-            partitions_owned: gauge(registry, "dashstream_ingest_partitions_owned", "Partitions that this replica owns now.")?,
-            restarts: counters(registry, "dashstream_ingest_pipeline_restarts_total", "Pipelines that went back to what replay holds, by cause.", &["cause"])?,
-            undecodable: counters(registry, "dashstream_ingest_undecodable_records_total", "Records that do not decode, by what is wrong.", &["error"])?,
+            stored_records: counter(
+                registry,
+                "dashstream_ingest_stored_records_total",
+                "Records that replay acknowledged.",
+            )?,
+            stored_batches: counter(
+                registry,
+                "dashstream_ingest_stored_batches_total",
+                "Batches that replay acknowledged.",
+            )?,
+            duplicate_batches: counter(
+                registry,
+                "dashstream_ingest_duplicate_batches_total",
+                "Batches that replay held before.",
+            )?,
+            append_seconds: histogram(
+                registry,
+                "dashstream_ingest_append_seconds",
+                "Time from packing a batch to replay's acknowledgement.",
+                SECONDS,
+            )?,
+            live_subscribers: gauge(
+                registry,
+                "dashstream_ingest_live_subscribers",
+                "Gateways that follow the live feed now.",
+            )?,
+            live_cut: counter(
+                registry,
+                "dashstream_ingest_live_cut_total",
+                "Subscribers cut because they did not keep up.",
+            )?,
+            partitions_owned: gauge(
+                registry,
+                "dashstream_ingest_partitions_owned",
+                "Partitions that this replica owns now.",
+            )?,
+            restarts: counters(
+                registry,
+                "dashstream_ingest_pipeline_restarts_total",
+                "Pipelines that went back to what replay holds, by cause.",
+                &["cause"],
+            )?,
+            undecodable: counters(
+                registry,
+                "dashstream_ingest_undecodable_records_total",
+                "Records that do not decode, by what is wrong.",
+                &["error"],
+            )?,
         })
     }
 

@@ -223,7 +223,10 @@ mod tests {
         owned.stored(partition, Offset::new(14).ok(), 10, Some(77));
         owned.sample();
         let report = &owned.report()[0];
-        assert_eq!((report.lag, report.records_per_second, report.seconds_to_live), (Some(10), 10.0, Some(1.0)));
+        assert_eq!(
+            (report.lag, report.records_per_second, report.seconds_to_live),
+            (Some(10), 10.0, Some(1.0))
+        );
         assert_eq!(owned.positions(), [(partition, Epoch::new(9), mark(15))]);
         assert_eq!(owned.heartbeat(partition).unwrap().durable.unwrap().offset, Some(14));
 

@@ -18,6 +18,7 @@ pub use targets::{Targets, TargetsError};
 
 /// Where this process can be observed, what it logs, and how long it may take to leave.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "kit")]
 pub struct Config {
     /// Address of the operations port: /livez, /readyz, /metrics and /version. Port 0 takes a free
     /// one, which is logged.

@@ -14,6 +14,7 @@ pub enum StoreKind {
 
 /// Settings of the replay service.
 #[derive(Clone, Debug, clap::Args)]
+#[group(id = "replay")]
 pub struct Config {
     /// Address of the gRPC service.
     #[arg(long = "listen", env = "REPLAY_LISTEN", default_value = "0.0.0.0:7201")]

@@ -163,8 +163,7 @@ fn next_position(page: &Page, goal: &mut Option<Offset>) -> Option<From> {
 fn steps(page: Page) -> Vec<Step> {
     match page {
         Page::Batches { epoch, gap, batches, at_end, held } => {
-            let page =
-                wire::Page { epoch: epoch.get(), batches, at_end, last_offset: held.map(Offset::get) };
+            let page = wire::Page { epoch: epoch.get(), batches, at_end, last_offset: held.map(Offset::get) };
             gap.map(Step::Gap).into_iter().chain([Step::Page(page)]).collect()
         }
         Page::Stale { epoch, earliest, held } => vec![Step::Stale(wire::Stale {
@@ -209,12 +208,7 @@ fn stored(last: Offset, duplicate: bool) -> AppendResponse {
     AppendResponse { outcome: Some(Outcome::Stored(Stored { last_offset: last.get(), duplicate })) }
 }
 
-fn refused(
-    reason: RefusalReason,
-    epoch: Option<Epoch>,
-    held: Link,
-    message: String,
-) -> AppendResponse {
+fn refused(reason: RefusalReason, epoch: Option<Epoch>, held: Link, message: String) -> AppendResponse {
     AppendResponse {
         outcome: Some(Outcome::Refused(Refused {
             reason: reason.into(),
@@ -231,10 +225,9 @@ fn position(position: &Position) -> Result<(Partition, From), Error> {
     let from = match position.from.as_ref().ok_or(Error::Missing { field: "position.from", expected })? {
         position::From::Earliest(_) => From::Earliest,
         position::From::Latest(_) => From::Latest,
-        position::From::After(after) => From::After {
-            epoch: Epoch::new(after.epoch),
-            at: after.offset.map(Offset::new).transpose()?,
-        },
+        position::From::After(after) => {
+            From::After { epoch: Epoch::new(after.epoch), at: after.offset.map(Offset::new).transpose()? }
+        }
         position::From::AtTimeMs(_) => return Err(Error::Unimplemented("position.at_time_ms")),
     };
     Ok((partition, from))
@@ -259,7 +252,10 @@ impl<S: Store> ReplayService for Replay<S> {
         let open = Open {
             partition: Partition::new(request.partition).map_err(Error::from)?,
             known_epoch: request.known_epoch.map(Epoch::new),
-            high_watermark: mark.map(|mark| NextOffset::from_kafka(mark.to_kafka())).transpose().map_err(Error::from)?,
+            high_watermark: mark
+                .map(|mark| NextOffset::from_kafka(mark.to_kafka()))
+                .transpose()
+                .map_err(Error::from)?,
             mint: mint(),
         };
         let opened = self.store.open(&stream, open).await;

@@ -21,3 +21,13 @@ async fn main() -> anyhow::Result<()> {
     dashstream_replay::run(config, listener, kit.clone()).await?;
     kit.drain(kit_config.drain_timeout).await
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -19,13 +19,44 @@ impl Metrics {
     /// A name is already taken in `registry`: a bug, so `main` stops on it.
     pub fn register(registry: &Registry) -> Result<Self> {
         Ok(Self {
-            appended_records: counter(registry, "dashstream_replay_appended_records_total", "Records stored.")?,
-            appended_bytes: counter(registry, "dashstream_replay_appended_bytes_total", "Bytes of packed records stored.")?,
-            append_seconds: histogram(registry, "dashstream_replay_append_seconds", "Time of one append to the store, which may carry several batches.", SECONDS)?,
-            read_seconds: histogram(registry, "dashstream_replay_read_seconds", "Time to read one page from the store.", SECONDS)?,
-            read_bytes: counter(registry, "dashstream_replay_read_bytes_total", "Bytes of packed records read.")?,
-            store_failures: counter(registry, "dashstream_replay_store_failures_total", "Calls of the store that failed.")?,
-            appends: counters(registry, "dashstream_replay_append_batches_total", "Batches by the outcome of their append.", &["outcome"])?,
+            appended_records: counter(
+                registry,
+                "dashstream_replay_appended_records_total",
+                "Records stored.",
+            )?,
+            appended_bytes: counter(
+                registry,
+                "dashstream_replay_appended_bytes_total",
+                "Bytes of packed records stored.",
+            )?,
+            append_seconds: histogram(
+                registry,
+                "dashstream_replay_append_seconds",
+                "Time of one append to the store, which may carry several batches.",
+                SECONDS,
+            )?,
+            read_seconds: histogram(
+                registry,
+                "dashstream_replay_read_seconds",
+                "Time to read one page from the store.",
+                SECONDS,
+            )?,
+            read_bytes: counter(
+                registry,
+                "dashstream_replay_read_bytes_total",
+                "Bytes of packed records read.",
+            )?,
+            store_failures: counter(
+                registry,
+                "dashstream_replay_store_failures_total",
+                "Calls of the store that failed.",
+            )?,
+            appends: counters(
+                registry,
+                "dashstream_replay_append_batches_total",
+                "Batches by the outcome of their append.",
+                &["outcome"],
+            )?,
         })
     }
 

@@ -73,7 +73,8 @@ impl RedisStore {
     }
 
     fn append_command(&self, stream: &Stream, batch: &Batch) -> Cmd {
-        let partition = Partition::new(batch.partition).unwrap_or_else(|_| unreachable!("checked on arrival"));
+        let partition =
+            Partition::new(batch.partition).unwrap_or_else(|_| unreachable!("checked on arrival"));
         let mut command = evalsha(&self.append, stream, partition);
         command
             .arg(batch.epoch)
@@ -105,7 +106,8 @@ impl RedisStore {
         if replies.iter().any(|reply| reply.as_ref().is_err_and(is_unknown_script)) {
             self.append.prepare_invoke().load_async(&mut self.appends.clone()).await?;
             // From the first that was not known: what follows it depends on it.
-            let from = replies.iter().position(|reply| reply.as_ref().is_err_and(is_unknown_script)).unwrap_or(0);
+            let from =
+                replies.iter().position(|reply| reply.as_ref().is_err_and(is_unknown_script)).unwrap_or(0);
             replies.truncate(from);
             replies.extend(self.append_all(stream, &batches[from..]).await?);
         }
@@ -153,7 +155,8 @@ impl Store for RedisStore {
             .arg(open.high_watermark.map_or_else(String::new, |mark: NextOffset| mark.to_string()))
             .arg(millis(self.retention.age));
         let (epoch, held, new): (String, String, String) = self.call(&self.open, &command).await?;
-        let epoch = parse_epoch(&epoch)?.ok_or_else(|| Error::Corrupt("a partition without an epoch".into()))?;
+        let epoch =
+            parse_epoch(&epoch)?.ok_or_else(|| Error::Corrupt("a partition without an epoch".into()))?;
         Ok(Opened { epoch, held: parse_link(&held)?, new_epoch: new == "1" })
     }
 

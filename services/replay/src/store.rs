@@ -107,7 +107,9 @@ pub(crate) fn page(partition: Partition, from: From, raw: Raw) -> Result<Page, E
     let Raw { epoch, held, earliest, mut batches } = raw;
     let Some(epoch) = epoch else { return Ok(Page::Seeding) };
     let at = match from {
-        From::After { epoch: asked, .. } if asked != epoch => return Ok(Page::Stale { epoch, earliest, held }),
+        From::After { epoch: asked, .. } if asked != epoch => {
+            return Ok(Page::Stale { epoch, earliest, held });
+        }
         From::After { at, .. } if at > held => return Ok(Page::Seeding),
         From::After { at, .. } => at,
         From::Earliest => batches.first().map_or(held, |first| first.link()),
@@ -119,7 +121,8 @@ pub(crate) fn page(partition: Partition, from: From, raw: Raw) -> Result<Page, E
             Step::Adjacent => {}
             Step::Overlaps => {
                 let rest = cut_after(first, at)?;
-                *first = rest.ok_or_else(|| Error::Corrupt("a batch that ends before the position".into()))?;
+                *first =
+                    rest.ok_or_else(|| Error::Corrupt("a batch that ends before the position".into()))?;
             }
             Step::Missing { first, last } => gap = Some(lost(epoch, partition, first, last)),
         }

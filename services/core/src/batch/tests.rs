@@ -36,11 +36,10 @@ fn what_is_packed_is_what_prost_reads_with_the_payload_untouched() {
     let batch = batch(7, Some(2), &[3, 5, 9]);
     check(&batch).unwrap();
     let all: Vec<_> = records(&batch).map(Result::unwrap).collect();
-    assert_eq!(all.iter().map(|r| (r.prev_offset, r.offset)).collect::<Vec<_>>(), [
-        (Some(2), 3),
-        (Some(3), 5),
-        (Some(5), 9)
-    ]);
+    assert_eq!(
+        all.iter().map(|r| (r.prev_offset, r.offset)).collect::<Vec<_>>(),
+        [(Some(2), 3), (Some(3), 5), (Some(5), 9)]
+    );
     assert_eq!(all[1].payload, "payload 5");
     let whole = dashstream_proto::log::v1::Records::decode(batch.records.clone()).unwrap();
     assert_eq!(whole.records, all);
@@ -84,13 +83,41 @@ fn a_lying_batch_is_refused_by_name() {
     let good = batch(1, Some(1), &[2, 3]);
     let twice = [good.records.clone(), good.records.clone()].concat();
     for (why, bad, expected) in [
-        ("a count", Batch { record_count: 3, ..good.clone() }, "the batch's record_count says 3 where its records say 2"),
-        ("a bound", Batch { last_offset: 4, ..good.clone() }, "the batch's last_offset says 4 where its records say 3"),
-        ("a link", Batch { prev_offset: Some(0), ..good.clone() }, "the record at 2 is linked to Some(1) where Some(0) comes before it"),
-        ("no records", Batch { records: Bytes::new(), ..good.clone() }, "the batch has no records: expected at least 1"),
-        ("backwards", Batch { records: twice.into(), ..good.clone() }, "the record at 2 is linked to Some(1) where Some(3) comes before it"),
-        ("a packing", Batch { packing: 9, ..good.clone() }, "the batch's packing 9 is unknown: expected 1 (plain)"),
-        ("a partition", Batch { partition: -1, ..good.clone() }, "the batch holds partition -1 is out of range: expected 0 to 2147483647"),
+        (
+            "a count",
+            Batch { record_count: 3, ..good.clone() },
+            "the batch's record_count says 3 where its records say 2",
+        ),
+        (
+            "a bound",
+            Batch { last_offset: 4, ..good.clone() },
+            "the batch's last_offset says 4 where its records say 3",
+        ),
+        (
+            "a link",
+            Batch { prev_offset: Some(0), ..good.clone() },
+            "the record at 2 is linked to Some(1) where Some(0) comes before it",
+        ),
+        (
+            "no records",
+            Batch { records: Bytes::new(), ..good.clone() },
+            "the batch has no records: expected at least 1",
+        ),
+        (
+            "backwards",
+            Batch { records: twice.into(), ..good.clone() },
+            "the record at 2 is linked to Some(1) where Some(3) comes before it",
+        ),
+        (
+            "a packing",
+            Batch { packing: 9, ..good.clone() },
+            "the batch's packing 9 is unknown: expected 1 (plain)",
+        ),
+        (
+            "a partition",
+            Batch { partition: -1, ..good.clone() },
+            "the batch holds partition -1 is out of range: expected 0 to 2147483647",
+        ),
     ] {
         assert_eq!(check(&bad).unwrap_err().to_string(), expected, "{why}");
     }

@@ -34,7 +34,11 @@ fn every_golden_message_decodes_in_every_framing_and_encodes_to_the_same_message
             assert_eq!(decoded, expected, "{name} {framing}");
         }
         assert!(framings >= 2, "{name}");
-        assert_eq!(decode(Some(&encode(&expected, usize::MAX)), Limits::default()).unwrap(), expected, "{name}");
+        assert_eq!(
+            decode(Some(&encode(&expected, usize::MAX)), Limits::default()).unwrap(),
+            expected,
+            "{name}"
+        );
         // protobuf does not fix the order of map entries, but the length is the same in any order
         assert_eq!(expected.encoded_len(), bytes(&vector["protobuf_hex"]).len(), "{name}");
         facts(Some(&bytes(&vector["framed_plain_hex"])), Limits::default()).unwrap();

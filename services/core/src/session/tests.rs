@@ -36,7 +36,12 @@ fn hello() -> Vec<u8> {
 }
 
 fn subscribe(cursors: Vec<Cursor>, start: StartPolicy) -> Vec<u8> {
-    message(client_frame::Frame::Subscribe(Subscribe { request_id: 9, cursors, start: start.into(), filter: None }))
+    message(client_frame::Frame::Subscribe(Subscribe {
+        request_id: 9,
+        cursors,
+        start: start.into(),
+        filter: None,
+    }))
 }
 
 fn cursor(at: Option<u64>) -> Cursor {
@@ -80,15 +85,30 @@ fn a_client_out_of_turn_is_refused_with_the_reason() {
     let bad_limits = WireLimits { client_frame_bytes_max: 10, ..Default::default() };
     let long = Hello { client: "x".repeat(CLIENT_NAME_BYTES_MAX + 1), ..Default::default() };
     for (why, first, then, code, reason) in [
-        ("a subscribe before the hello", None, subscribe(vec![], StartPolicy::Latest), ErrorCode::UnexpectedFrame, CloseReason::ProtocolError),
+        (
+            "a subscribe before the hello",
+            None,
+            subscribe(vec![], StartPolicy::Latest),
+            ErrorCode::UnexpectedFrame,
+            CloseReason::ProtocolError,
+        ),
         ("a second hello", Some(hello()), hello(), ErrorCode::UnexpectedFrame, CloseReason::ProtocolError),
         ("garbage", None, vec![0xff; 9], ErrorCode::MalformedFrame, CloseReason::ProtocolError),
         ("an empty frame", None, vec![], ErrorCode::MalformedFrame, CloseReason::ProtocolError),
         ("a huge frame", None, vec![0; 4_097], ErrorCode::FrameTooLarge, CloseReason::OverLimit),
-        ("a name that is too long", None, message(client_frame::Frame::Hello(long)), ErrorCode::InvalidArgument, CloseReason::ProtocolError),
+        (
+            "a name that is too long",
+            None,
+            message(client_frame::Frame::Hello(long)),
+            ErrorCode::InvalidArgument,
+            CloseReason::ProtocolError,
+        ),
         (
             "more than the client itself allows",
-            Some(message(client_frame::Frame::Hello(Hello { limits: Some(bad_limits), ..Default::default() }))),
+            Some(message(client_frame::Frame::Hello(Hello {
+                limits: Some(bad_limits),
+                ..Default::default()
+            }))),
             subscribe(vec![cursor(Some(u64::MAX >> 2))], StartPolicy::Latest),
             ErrorCode::FrameTooLarge,
             CloseReason::OverLimit,
@@ -110,17 +130,33 @@ fn a_subscribe_that_makes_no_sense_is_refused_whole_and_the_session_goes_on() {
     let twice = vec![cursor(Some(1)), cursor(Some(2))];
     let nowhere = vec![Cursor { epoch: 1, partition: -1, offset: None }];
     for (why, frame, expected) in [
-        ("no start", subscribe(vec![], StartPolicy::Unspecified), "subscribe.start is missing: expected EARLIEST or LATEST"),
-        ("a partition twice", subscribe(twice, StartPolicy::Latest), "subscribe.cursors names partition 0 twice"),
-        ("no partition", subscribe(nowhere, StartPolicy::Latest), "subscribe.cursors: partition -1 is out of range: expected 0 to 2147483647"),
-        ("an offset beyond Kafka's", subscribe(vec![cursor(Some(u64::MAX))], StartPolicy::Latest), "subscribe.cursors: offset 18446744073709551615 is out of range: expected 0 to 9223372036854775807"),
+        (
+            "no start",
+            subscribe(vec![], StartPolicy::Unspecified),
+            "subscribe.start is missing: expected EARLIEST or LATEST",
+        ),
+        (
+            "a partition twice",
+            subscribe(twice, StartPolicy::Latest),
+            "subscribe.cursors names partition 0 twice",
+        ),
+        (
+            "no partition",
+            subscribe(nowhere, StartPolicy::Latest),
+            "subscribe.cursors: partition -1 is out of range: expected 0 to 2147483647",
+        ),
+        (
+            "an offset beyond Kafka's",
+            subscribe(vec![cursor(Some(u64::MAX))], StartPolicy::Latest),
+            "subscribe.cursors: offset 18446744073709551615 is out of range: expected 0 to 9223372036854775807",
+        ),
     ] {
         let mut session = Session::new("s".into(), terms());
         session.on_message(&hello(), &[]);
         let out = session.on_message(&frame, &known());
         let [Frame::Error(error)] = &frames(&out)[..] else { panic!("{why}: {out:?}") };
         assert_eq!((error.message.as_str(), error.fatal, error.request_id), (expected, false, 9), "{why}");
-        assert_eq!(session.next_want(), None, "{why}");
+        assert_eq!(session.next_want(&BTreeSet::new()), None, "{why}");
         let ping = session.on_message(&message(client_frame::Frame::Ping(Ping { nonce: 4 })), &[]);
         assert!(matches!(frames(&ping)[..], [Frame::Pong(_)]), "{why}");
     }
@@ -150,7 +186,10 @@ fn a_batch_that_the_client_has_none_of_goes_out_in_the_shared_frame() {
 fn a_record_over_the_clients_limit_becomes_a_notice_and_the_chain_goes_on() {
     let mut session = Session::new("s".into(), terms());
     let limits = WireLimits { record_bytes_max: 12, ..Default::default() };
-    session.on_message(&message(client_frame::Frame::Hello(Hello { limits: Some(limits), ..Default::default() })), &[]);
+    session.on_message(
+        &message(client_frame::Frame::Hello(Hello { limits: Some(limits), ..Default::default() })),
+        &[],
+    );
     session.on_message(&subscribe(vec![cursor(None)], StartPolicy::Latest), &known());
     // payloads are "payload N": 9 bytes, 13 for N = 99999
     let page = vec![batch(EPOCH.get(), None, &[0, 1, 99_999, 100_000, 1_000_000])];
@@ -159,7 +198,9 @@ fn a_record_over_the_clients_limit_becomes_a_notice_and_the_chain_goes_on() {
     let mut seen = Vec::new();
     for frame in frames(&session.on_found(partition(0), found)) {
         match frame {
-            Frame::Records(frame) => seen.extend(chain.records(&frame).unwrap().iter().map(|r| r.offset as i64)),
+            Frame::Records(frame) => {
+                seen.extend(chain.records(&frame).unwrap().iter().map(|r| r.offset as i64))
+            }
             Frame::Notice(notice) => {
                 chain.withheld(&notice).unwrap();
                 seen.push(-(notice.bytes as i64));
@@ -180,10 +221,10 @@ fn a_stale_cursor_is_said_once_and_stops_that_partition_only() {
     assert_eq!((stale.cursor.unwrap().offset, stale.epoch, stale.last_offset), (Some(4), 8, Some(2)));
     session.on_advanced(partition(0));
     session.on_tick(Duration::from_secs(1));
-    assert_eq!(session.next_want(), None);
+    assert_eq!(session.next_want(&BTreeSet::new()), None);
     let more = [known()[0], Known { partition: partition(1), ..known()[0] }];
     assert_eq!(session.on_partitions(&more).len(), 1);
-    assert_eq!(session.next_want().unwrap().partition, partition(1));
+    assert_eq!(session.next_want(&BTreeSet::new()).unwrap().partition, partition(1));
 }
 
 #[test]
@@ -192,7 +233,8 @@ fn partitions_take_turns() {
     let known: Vec<_> = (0..3).map(|p| Known { partition: partition(p), ..known()[0] }).collect();
     session.on_message(&hello(), &known);
     session.on_message(&subscribe(vec![], StartPolicy::Earliest), &known);
-    let turns: Vec<_> = (0..6).map(|_| session.next_want().unwrap().partition.get()).collect();
+    let turns: Vec<_> =
+        (0..6).map(|_| session.next_want(&BTreeSet::new()).unwrap().partition.get()).collect();
     assert_eq!(turns, [0, 1, 2, 0, 1, 2]);
 }
 
@@ -227,7 +269,7 @@ proptest! {
         let mut chain = Chain::resume(&[cursor(start)]).unwrap();
         let (mut got, mut caught_up) = (Vec::new(), false);
         for (memory, many, back) in choices.into_iter().chain(std::iter::repeat_n((true, 3, 0), 40)) {
-            let Some(want) = session.next_want() else { session.on_advanced(partition(0)); continue };
+            let Some(want) = session.next_want(&BTreeSet::new()) else { session.on_advanced(partition(0)); continue };
             let From::After { at, .. } = want.from else { panic!("{want:?}") };
             // either source may begin with batches that the client has
             let from = batches.partition_point(|b| Some(b.last()) <= at).saturating_sub(back as usize);

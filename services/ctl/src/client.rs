@@ -1,0 +1,184 @@
+//! A client of the websocket protocol v2, which proves every frame against its cursors.
+use anyhow::{Context, bail};
+use dashstream_core::chain::Chain;
+use dashstream_proto::{
+    log::v1::{Gap, Record},
+    session::v1::{
+        CaughtUp, ClientFrame, Error, Hello, Limits, Notice, NoticeCode, Partitions, ServerFrame, StaleFrame,
+        StartPolicy, Subscribe, Welcome, client_frame, server_frame::Frame,
+    },
+};
+use futures_util::{SinkExt, StreamExt};
+use prost::Message as _;
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async_with_config,
+    tungstenite::{
+        Message,
+        client::IntoClientRequest,
+        http::HeaderValue,
+        protocol::{CloseFrame, WebSocketConfig},
+    },
+};
+
+const SUBPROTOCOL: &str = "dashstream.v2";
+
+/// What the server sent, proved.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Records { partition: i32, epoch: u64, bytes: usize, records: Vec<Record> },
+    Gap(Gap),
+    Stale(StaleFrame),
+    CaughtUp(CaughtUp),
+    Partitions(Partitions),
+    Notice(Notice),
+    Error(Error),
+    GoingAway,
+    Pong,
+    Closed,
+}
+
+/// A session. Its cursors outlive it: hand the chain to the next one.
+#[derive(Debug)]
+pub struct Client {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    chain: Chain,
+    welcome: Welcome,
+}
+
+impl Client {
+    /// Connects and says hello. `chain` is what the client has, empty at first.
+    ///
+    /// # Errors
+    /// When the server can't be reached or refuses.
+    pub async fn connect(url: &str, chain: Chain, limits: Limits) -> anyhow::Result<Self> {
+        let mut request =
+            url.into_client_request().with_context(|| format!("{url} is not a websocket address"))?;
+        request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(SUBPROTOCOL));
+        let config =
+            WebSocketConfig::default().max_message_size(Some(64 << 20)).max_frame_size(Some(64 << 20));
+        let (socket, _) = connect_async_with_config(request, Some(config), true)
+            .await
+            .with_context(|| format!("connect to {url}"))?;
+        let mut client = Self { socket, chain, welcome: Welcome::default() };
+        let name = concat!("dashstream/", env!("CARGO_PKG_VERSION")).to_owned();
+        let hello = Hello { client: name, limits: Some(limits), token: String::new() };
+        client.send(client_frame::Frame::Hello(hello)).await?;
+        match client.frame().await? {
+            Some(Frame::Welcome(welcome)) => client.welcome = welcome,
+            Some(Frame::Error(error)) => bail!("the gateway refused: {}", error.message),
+            other => bail!("expected a welcome, got {other:?}"),
+        }
+        Ok(client)
+    }
+
+    /// What the server granted.
+    pub fn welcome(&self) -> &Welcome {
+        &self.welcome
+    }
+
+    /// What the client has.
+    pub fn chain(&self) -> &Chain {
+        &self.chain
+    }
+
+    /// Ends the session without a word, as a cut would, and returns what the client has.
+    pub fn cut(self) -> Chain {
+        self.chain
+    }
+
+    /// Starts the delivery: behind the cursors, and at `start` where there is none.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn subscribe(&mut self, start: StartPolicy) -> anyhow::Result<()> {
+        let cursors = self.chain.cursors();
+        let subscribe = Subscribe { request_id: 1, cursors, start: start.into(), filter: None };
+        self.send(client_frame::Frame::Subscribe(subscribe)).await
+    }
+
+    /// Sends any frame.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn send(&mut self, frame: client_frame::Frame) -> anyhow::Result<()> {
+        let bytes = ClientFrame { frame: Some(frame) }.encode_to_vec();
+        Ok(self.socket.send(Message::Binary(bytes.into())).await?)
+    }
+
+    /// Says goodbye.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn close(mut self) -> anyhow::Result<()> {
+        Ok(self.socket.close(None).await?)
+    }
+
+    /// The next event. After `Closed` there is none.
+    ///
+    /// # Errors
+    /// When the connection broke, or a frame breaks the chain: then nothing of it was taken.
+    pub async fn next(&mut self) -> anyhow::Result<Event> {
+        match self.frame().await? {
+            Some(frame) => self.take(frame),
+            None => Ok(Event::Closed),
+        }
+    }
+
+    fn take(&mut self, frame: Frame) -> anyhow::Result<Event> {
+        Ok(match frame {
+            Frame::Records(frame) => {
+                let records = self.chain.records(&frame)?;
+                let batch = frame.batch.unwrap_or_default();
+                Event::Records {
+                    partition: batch.partition,
+                    epoch: batch.epoch,
+                    bytes: batch.records.len(),
+                    records,
+                }
+            }
+            Frame::Gap(frame) => Event::Gap(self.chain.gap(&frame)?),
+            Frame::Stale(stale) => {
+                if let Some(cursor) = &stale.cursor {
+                    self.chain.forget(cursor.partition);
+                }
+                Event::Stale(stale)
+            }
+            Frame::Notice(notice) => {
+                if notice.code() == NoticeCode::RecordTooLarge {
+                    self.chain.withheld(&notice)?;
+                }
+                Event::Notice(notice)
+            }
+            Frame::CaughtUp(caught_up) => {
+                self.chain.caught_up(&caught_up)?;
+                Event::CaughtUp(caught_up)
+            }
+            Frame::Partitions(partitions) => Event::Partitions(partitions),
+            Frame::Error(error) => Event::Error(error),
+            Frame::GoingAway(_) => Event::GoingAway,
+            Frame::Pong(_) => Event::Pong,
+            Frame::Welcome(_) => bail!("a second welcome"),
+        })
+    }
+
+    async fn frame(&mut self) -> anyhow::Result<Option<Frame>> {
+        loop {
+            match self.socket.next().await {
+                Some(Ok(Message::Binary(bytes))) => {
+                    let frame = ServerFrame::decode(bytes).context("decode a frame of the gateway")?;
+                    return Ok(Some(frame.frame.context("a frame without a member")?));
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
+                Some(Ok(Message::Close(frame))) => {
+                    let reason = frame.map(|CloseFrame { reason, .. }| reason.to_string());
+                    tracing::debug!(reason, "closed by the gateway");
+                    return Ok(None);
+                }
+                Some(Ok(Message::Text(text))) => bail!("a text message: {:.100}", text.as_str()),
+                Some(Err(error)) => return Err(error).context("the connection broke"),
+                None => return Ok(None),
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! `dashstream local`: everything in one process on embedded parts. Wiring only: the services are the same,
+//! and speak the same gRPC to each other.
+use crate::{
+    client::{Client, Event},
+    output::say,
+    produce,
+};
+use anyhow::Context;
+use clap::{Args, FromArgMatches};
+use dashstream_core::{chain::Chain, codec};
+use dashstream_kit::{Kit, config::duration};
+use dashstream_proto::{
+    log::v1::{Record, RecordKind},
+    session::v1::{Limits, StartPolicy},
+    telemetry::{EventType, dash_stream_message::Message as Member},
+};
+use rdkafka::{ClientConfig, mocking::MockCluster, producer::DefaultProducerContext};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::net::TcpListener;
+
+/// Settings of `dashstream local`.
+#[derive(Clone, Debug, clap::Args)]
+#[group(id = "local")]
+pub struct Config {
+    /// Address of HTTP and websockets.
+    #[arg(long, env = "GATEWAY_LISTEN", default_value = "127.0.0.1:8080")]
+    pub listen: SocketAddr,
+
+    /// Address of the gRPC query service.
+    #[arg(long, env = "GATEWAY_GRPC_LISTEN", default_value = "127.0.0.1:7301")]
+    pub grpc_listen: SocketAddr,
+
+    /// A real Kafka instead of the embedded broker: `host:port`, comma-separated. The topic must exist.
+    #[arg(long, env = "KAFKA_BROKERS")]
+    pub kafka_brokers: Option<String>,
+
+    /// Topic to read and to produce to.
+    #[arg(long, env = "KAFKA_TOPIC", default_value = "dashstream-events")]
+    pub kafka_topic: String,
+
+    /// Partitions of the embedded broker's topic.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(i32).range(1..=64))]
+    pub partitions: i32,
+
+    /// A real Redis instead of memory: `redis://host:port`.
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub redis_url: Option<String>,
+
+    /// How long records are kept.
+    #[arg(long, env = "REPLAY_RETENTION", default_value = "1h", value_parser = duration)]
+    pub retention: Duration,
+
+    /// Records a second of the demo agents; 0 for none.
+    #[arg(long, default_value_t = 40)]
+    pub rate: u64,
+
+    /// Runs of the demo agents at a time.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    pub threads: u32,
+}
+
+/// The defaults of a service's own settings, as its command line has them.
+fn defaults<T: Args + FromArgMatches>(settings: &[String]) -> anyhow::Result<T> {
+    let command = T::augment_args(clap::Command::new("local").no_binary_name(true));
+    let command = command.mut_args(|arg| arg.env(None));
+    Ok(T::from_arg_matches(&command.try_get_matches_from(settings)?)?)
+}
+
+/// Runs until the kit stops.
+///
+/// # Errors
+/// When an address is taken or a part does not start.
+pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
+    let embedded = match config.kafka_brokers {
+        Some(_) => None,
+        None => Some(embedded_broker(&config)?),
+    };
+    let brokers = match (&config.kafka_brokers, &embedded) {
+        (Some(brokers), _) => brokers.clone(),
+        (None, Some(broker)) => broker.bootstrap_servers(),
+        (None, None) => unreachable!("one or the other was made above"),
+    };
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (replay, ingest) = (TcpListener::bind(any).await?, TcpListener::bind(any).await?);
+    let bind = async |address: SocketAddr, setting| {
+        TcpListener::bind(address).await.with_context(|| format!("{setting}: bind {address}"))
+    };
+    let http = bind(config.listen, "--listen").await?;
+    let grpc = bind(config.grpc_listen, "--grpc-listen").await?;
+    let (replay_target, ingest_target) = (replay.local_addr()?.to_string(), ingest.local_addr()?.to_string());
+
+    let mut replay_settings = vec![format!("--retention={}", humantime(config.retention))];
+    replay_settings.push(match &config.redis_url {
+        Some(url) => format!("--redis-url={url}"),
+        None => "--store=memory".into(),
+    });
+    let mut ingest_settings = vec![
+        format!("--kafka-brokers={brokers}"),
+        format!("--kafka-topic={}", config.kafka_topic),
+        format!("--replay-targets={replay_target}"),
+    ];
+    if embedded.is_some() {
+        // The embedded broker can't look records up by time.
+        ingest_settings.push("--refill=earliest".into());
+    }
+    let gateway_settings = vec![
+        format!("--ingest-targets={ingest_target}"),
+        format!("--replay-targets={replay_target}"),
+        format!("--stream={}", config.kafka_topic),
+    ];
+    let addresses = (http.local_addr()?, grpc.local_addr()?);
+    let service = |name| part(&kit, name);
+    let (replay_kit, ingest_kit, gateway_kit) = (service("replay"), service("ingest"), service("gateway"));
+    kit.tasks.spawn_vital(
+        "replay",
+        dashstream_replay::run(defaults(&replay_settings)?, replay, replay_kit.clone()),
+    );
+    kit.tasks.spawn_vital(
+        "ingest",
+        dashstream_ingest::run(defaults(&ingest_settings)?, ingest, ingest_kit.clone()),
+    );
+    let gateway = dashstream_gateway::run(defaults(&gateway_settings)?, http, grpc, gateway_kit.clone());
+    kit.tasks.spawn_vital("gateway", gateway);
+
+    introduce(&config, addresses, &brokers);
+    if config.rate > 0 {
+        let produce = produce::Config {
+            kafka_brokers: brokers,
+            kafka_topic: config.kafka_topic.clone(),
+            rate: config.rate,
+            count: 0,
+            threads: config.threads,
+            seed: None,
+        };
+        kit.tasks.spawn("demo agents", produce::run(produce, Arc::default(), kit.tasks.stop_token()));
+    }
+    let stop = kit.tasks.stop_token();
+    stop.run_until_cancelled(show_runs(addresses.0)).await;
+    stop.cancelled().await;
+    for part in [&gateway_kit, &ingest_kit, &replay_kit] {
+        part.drain(Duration::from_secs(10)).await?;
+    }
+    drop(embedded);
+    Ok(())
+}
+
+/// A kit of a service in this process: it stops with the process, and its metrics are the process's.
+fn part(process: &Kit, service: &'static str) -> Kit {
+    let mut kit = Kit::embedded(service);
+    kit.registry = process.registry.clone();
+    let (tasks, stop) = (kit.tasks.clone(), process.tasks.stop_token());
+    let stopped = kit.tasks.stop_token();
+    process.tasks.spawn(format!("stop {service}"), async move {
+        stopped.run_until_cancelled(stop.cancelled()).await;
+        tasks.stop();
+    });
+    kit
+}
+
+fn humantime(duration: Duration) -> String {
+    format!("{}ms", duration.as_millis())
+}
+
+fn embedded_broker(config: &Config) -> anyhow::Result<MockCluster<'static, DefaultProducerContext>> {
+    let broker = MockCluster::new(1).context("start the embedded broker")?;
+    broker
+        .create_topic(&config.kafka_topic, config.partitions, 1)
+        .context("make the embedded broker's topic")?;
+    // Nothing is asked of it yet, but a wrong address would show here.
+    let _settings = ClientConfig::new().set("bootstrap.servers", broker.bootstrap_servers());
+    Ok(broker)
+}
+
+fn introduce(config: &Config, (http, grpc): (SocketAddr, SocketAddr), brokers: &str) {
+    let kafka = if config.kafka_brokers.is_some() { "Kafka" } else { "embedded broker" };
+    let store = if config.redis_url.is_some() { "Redis" } else { "memory" };
+    say(format_args!("DashStream is starting: {kafka} at {brokers}, records kept in {store}"));
+    say(format_args!("  follow records   dashstream tail --url ws://{http}/ws"));
+    say(format_args!("  partitions       dashstream status --gateway {grpc}"));
+    say(format_args!(
+        "  write records    dashstream produce --kafka-brokers {brokers} --kafka-topic {}",
+        config.kafka_topic
+    ));
+    say(format_args!("  limits           http://{http}/config"));
+    say(format_args!("Runs appear below in a few seconds. Ctrl-C stops everything."));
+}
+
+/// Shows runs as they begin and end, received as any client would.
+async fn show_runs(gateway: SocketAddr) {
+    let mut chain = Chain::default();
+    let mut runs = HashMap::new();
+    loop {
+        if let Err(error) = follow(gateway, &mut chain, &mut runs).await {
+            tracing::debug!(error = format!("{error:#}"), "follow the runs");
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn follow(
+    gateway: SocketAddr,
+    chain: &mut Chain,
+    runs: &mut HashMap<String, (Instant, u64)>,
+) -> anyhow::Result<()> {
+    let mut client = Client::connect(&format!("ws://{gateway}/ws"), chain.clone(), Limits::default()).await?;
+    client.subscribe(StartPolicy::Earliest).await?;
+    loop {
+        let event = client.next().await;
+        chain.clone_from(client.chain());
+        match event? {
+            Event::Records { records, .. } => records.iter().for_each(|record| show(record, runs)),
+            Event::Closed | Event::GoingAway | Event::Error(_) | Event::Stale(_) => return Ok(()),
+            Event::Gap(_) | Event::CaughtUp(_) | Event::Partitions(_) | Event::Notice(_) | Event::Pong => {}
+        }
+    }
+}
+
+fn show(record: &Record, runs: &mut HashMap<String, (Instant, u64)>) {
+    let thread = &record.thread_id;
+    let (begun, records) = runs.entry(thread.clone()).or_insert_with(|| (Instant::now(), 0));
+    *records += 1;
+    if record.kind != i32::from(RecordKind::Event) {
+        return;
+    }
+    let message =
+        codec::decode(Some(&record.payload), codec::Limits::default()).map(|message| message.message);
+    let Ok(Some(Member::Event(event))) = message else { return };
+    match event.event_type() {
+        EventType::GraphStart => say(format_args!("run {thread:<32} started")),
+        kind @ (EventType::GraphEnd | EventType::GraphError) => {
+            let end = if kind == EventType::GraphEnd { "completed" } else { "failed" };
+            say(format_args!(
+                "run {thread:<32} {end:<9} {records:>4} records in {:.1} s",
+                begun.elapsed().as_secs_f64()
+            ));
+            runs.remove(thread);
+        }
+        _ => {}
+    }
+}

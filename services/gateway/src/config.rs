@@ -1,0 +1,80 @@
+//! Settings of the gateway service.
+use dashstream_core::{limits::Limits, session::Terms};
+use dashstream_kit::config::{Targets, byte_size, duration};
+use std::{net::SocketAddr, time::Duration};
+
+/// Settings of the gateway service.
+#[derive(Clone, Debug, clap::Args)]
+#[group(id = "gateway")]
+pub struct Config {
+    /// Address of HTTP and websockets.
+    #[arg(long = "listen", env = "GATEWAY_LISTEN", default_value = "0.0.0.0:8080")]
+    pub listen: SocketAddr,
+
+    /// Address of the gRPC query service.
+    #[arg(long = "grpc-listen", env = "GATEWAY_GRPC_LISTEN", default_value = "0.0.0.0:7301")]
+    pub grpc_listen: SocketAddr,
+
+    /// Replicas of ingest: `host:port`, comma-separated. A name with several addresses stands for all of them.
+    #[arg(long, env = "INGEST_TARGETS", default_value = "127.0.0.1:7101")]
+    pub ingest_targets: Targets,
+
+    /// Replicas of replay: `host:port`, comma-separated. A name with several addresses stands for all of them.
+    #[arg(long, env = "REPLAY_TARGETS", default_value = "127.0.0.1:7201")]
+    pub replay_targets: Targets,
+
+    /// Name of the stream to serve: as ingest has it, which is the topic's unless it was named.
+    #[arg(long, env = "DASHSTREAM_STREAM", default_value = "dashstream-events")]
+    pub stream: String,
+
+    /// Most bytes of recent records kept in memory for each partition.
+    #[arg(long, env = "GATEWAY_RING_BYTES", default_value = "16MiB", value_parser = byte_size)]
+    pub ring_bytes: u64,
+
+    /// How long a client may take to receive what was sent before it is disconnected.
+    #[arg(long, env = "GATEWAY_SEND_TIMEOUT", default_value = "5s", value_parser = duration)]
+    pub send_timeout: Duration,
+
+    /// How long a client has to say hello.
+    #[arg(long, env = "GATEWAY_HELLO_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub hello_timeout: Duration,
+
+    /// A client hears something at least this often. One that answers nothing for three times as long, while
+    /// nothing could be sent either, is gone.
+    #[arg(long, env = "GATEWAY_HEARTBEAT", default_value = "10s", value_parser = duration)]
+    pub heartbeat: Duration,
+
+    /// Most sessions of this replica.
+    #[arg(long, env = "GATEWAY_SESSIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub sessions_max: u32,
+
+    /// Largest record payload that is sent to a client, bytes. A larger one becomes a notice.
+    #[arg(long, env = "GATEWAY_RECORD_BYTES_MAX", default_value = "10486784", value_parser = byte_size)]
+    pub record_bytes_max: u64,
+
+    /// Largest frame to a client, bytes.
+    #[arg(long, env = "GATEWAY_FRAME_BYTES_MAX", default_value = "16MiB", value_parser = byte_size)]
+    pub frame_bytes_max: u64,
+
+    /// Largest frame from a client, bytes.
+    #[arg(long, env = "GATEWAY_CLIENT_FRAME_BYTES_MAX", default_value = "1MiB", value_parser = byte_size)]
+    pub client_frame_bytes_max: u64,
+}
+
+impl Config {
+    /// What every session is told.
+    pub fn terms(&self) -> Terms {
+        let size = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Terms {
+            stream: self.stream.clone(),
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            limits: Limits {
+                record_bytes_max: size(self.record_bytes_max),
+                frame_bytes_max: size(self.frame_bytes_max),
+                client_frame_bytes_max: size(self.client_frame_bytes_max),
+            },
+            heartbeat: self.heartbeat,
+            hello_timeout: self.hello_timeout,
+        }
+    }
+}

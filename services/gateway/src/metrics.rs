@@ -1,0 +1,94 @@
+//! Everything that the gateway counts.
+use dashstream_core::session::CloseReason;
+use dashstream_kit::metrics::{SECONDS, counter, counters, gauge, histogram};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, Result};
+
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pub sessions: IntGauge,
+    pub sent_frames: IntCounter,
+    pub sent_bytes: IntCounter,
+    pub send_seconds: Histogram,
+    pub live_batches: IntCounter,
+    pub live_upstreams: IntGauge,
+    pub backfills: IntCounter,
+    pub replay_reads: IntCounter,
+    pub replay_failures: IntCounter,
+    disconnects: IntCounterVec,
+    refused: IntCounterVec,
+}
+
+impl Metrics {
+    /// # Errors
+    /// A name is already taken in `registry`: a bug, so `main` stops on it.
+    pub fn register(registry: &Registry) -> Result<Self> {
+        let metrics = Self {
+            sessions: gauge(registry, "dashstream_gateway_sessions", "Websocket sessions now.")?,
+            sent_frames: counter(
+                registry,
+                "dashstream_gateway_sent_frames_total",
+                "Frames sent to clients.",
+            )?,
+            sent_bytes: counter(
+                registry,
+                "dashstream_gateway_sent_bytes_total",
+                "Bytes of frames sent to clients.",
+            )?,
+            send_seconds: histogram(
+                registry,
+                "dashstream_gateway_send_seconds",
+                "Time to hand a burst of frames to a client's socket.",
+                SECONDS,
+            )?,
+            live_batches: counter(
+                registry,
+                "dashstream_gateway_live_batches_total",
+                "Batches received from ingest's live feeds.",
+            )?,
+            live_upstreams: gauge(
+                registry,
+                "dashstream_gateway_live_upstreams",
+                "Ingest replicas whose live feed is followed now.",
+            )?,
+            backfills: counter(
+                registry,
+                "dashstream_gateway_backfills_total",
+                "Fetches from replay to close a break in a live feed.",
+            )?,
+            replay_reads: counter(
+                registry,
+                "dashstream_gateway_replay_reads_total",
+                "Pages read from replay for sessions.",
+            )?,
+            replay_failures: counter(
+                registry,
+                "dashstream_gateway_replay_failures_total",
+                "Reads from replay that failed.",
+            )?,
+            disconnects: counters(
+                registry,
+                "dashstream_gateway_disconnects_total",
+                "Sessions ended, by reason.",
+                &["reason"],
+            )?,
+            refused: counters(
+                registry,
+                "dashstream_gateway_refused_upgrades_total",
+                "Upgrades refused, by reason.",
+                &["reason"],
+            )?,
+        };
+        for reason in CloseReason::ALL {
+            metrics.disconnects.with_label_values(&[reason.label()]);
+        }
+        Ok(metrics)
+    }
+
+    pub fn disconnected(&self, reason: CloseReason) {
+        self.disconnects.with_label_values(&[reason.label()]).inc();
+    }
+
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.with_label_values(&[reason]).inc();
+    }
+}
