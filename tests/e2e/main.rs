@@ -1,3 +1,9 @@
 //! What users are promised, tried on the real thing. One binary, so that all share one Kafka.
 
+mod delivery;
 mod harness;
+mod kills;
+mod local;
+mod operations;
+mod retention;
+mod store;

@@ -35,6 +35,12 @@ where
     }
 }
 
+/// A pace: between two attempts of something that fails at once, or two bursts of a producer. Never to wait
+/// for anything.
+pub async fn pause(pace: Duration) {
+    sleep(pace).await;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@
 //! for it, or with the test process, however that ends.
 
 pub mod eventually;
+pub mod feed;
 mod folder;
 pub mod kafka;
 mod net;
@@ -13,13 +14,16 @@ pub mod redis;
 pub mod services;
 pub mod stack;
 pub mod warden;
+pub mod watcher;
 
 pub use crate::{
     eventually::eventually,
+    feed::{Feed, Log},
     kafka::Kafka,
     proxy::Proxy,
     redis::Redis,
     services::{Kind, Service},
     stack::{Links, Shape, Stack},
     warden::Stop,
+    watcher::Watcher,
 };

@@ -169,7 +169,9 @@ impl Pipeline {
         if let Some((_, high)) = watermarks {
             owned.on(partition, Input::HighWatermark(high));
         }
-        owned.heartbeat(partition).map(|heartbeat| live.heartbeat(heartbeat));
+        if let Some(heartbeat) = owned.heartbeat(partition) {
+            live.heartbeat(heartbeat);
+        }
         let low = watermarks.map(|(low, _)| low);
         match held {
             Some(_) => Ok(resume(epoch, held, low)),

@@ -1,10 +1,16 @@
 -- Reads batches of one partition together with its head, so that both are of the same moment.
 --
 -- KEYS  1 meta (hash), 2 log (stream)
--- ARGV  1 first entry id to read, 2 most bytes; at least one batch is read; 0 reads none
--- Returns {epoch, last offset held, oldest batch or '', batch, ...}.
+-- ARGV  1 first entry id to read, 2 most bytes; at least one batch is read; 0 reads none,
+--       3 epoch that the reader is in ('' for any)
+-- Returns {epoch, last offset held, oldest batch when the reader is in another epoch, batch, ...}.
 local meta = redis.call('HMGET', KEYS[1], 'e', 'l')
 local answer = {meta[1] or '', meta[2] or '', ''}
+if ARGV[3] ~= '' and ARGV[3] ~= answer[1] then
+  local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)
+  if oldest[1] then answer[3] = oldest[1][2][2] end
+  return answer
+end
 local most, bytes, from = tonumber(ARGV[2]), 0, ARGV[1]
 while bytes < most do
   local entries = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', 4)
@@ -16,9 +22,5 @@ while bytes < most do
     from = '(' .. entry[1]
   end
   if #entries < 4 then break end
-end
-if #answer == 3 then
-  local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)
-  if oldest[1] then answer[3] = oldest[1][2][2] end
 end
 return answer

@@ -114,9 +114,14 @@ impl RedisStore {
         Ok(replies.into_iter().collect::<RedisResult<_>>()?)
     }
 
+    /// Calls a script that may be called twice: a connection found broken is made anew and asked again.
     async fn call<T: redis::FromRedisValue>(&self, script: &Script, command: &Cmd) -> Result<T, Error> {
         let mut connection = self.reads.clone();
-        match command.query_async(&mut connection).await {
+        let mut answer = command.query_async(&mut connection).await;
+        if answer.as_ref().is_err_and(|error: &RedisError| error.is_connection_dropped()) {
+            answer = command.query_async(&mut connection).await;
+        }
+        match answer {
             Err(error) if is_unknown_script(&error) => {
                 script.prepare_invoke().load_async(&mut connection).await?;
                 Ok(command.query_async(&mut connection).await?)
@@ -177,15 +182,16 @@ impl Store for RedisStore {
         bytes_max: u64,
     ) -> Result<Page, Error> {
         // An entry's id is its last offset plus one: what follows `at` ends at `at + 1` or later.
-        let (first, bytes_max) = match from {
-            From::Earliest => ("-".into(), bytes_max.max(1)),
-            From::Latest => ("-".into(), 0),
-            From::After { at, .. } => {
-                (at.map_or_else(|| "-".into(), |at| format!("{}-0", at.get() + 2)), bytes_max.max(1))
+        let (first, bytes_max, epoch) = match from {
+            From::Earliest => ("-".into(), bytes_max.max(1), String::new()),
+            From::Latest => ("-".into(), 0, String::new()),
+            From::After { epoch, at } => {
+                let first = at.map_or_else(|| "-".into(), |at| format!("{}-0", at.get() + 2));
+                (first, bytes_max.max(1), epoch.to_string())
             }
         };
         let mut command = evalsha(&self.read, stream, partition);
-        command.arg(first).arg(bytes_max);
+        command.arg(first).arg(bytes_max).arg(epoch);
         let mut answer: Vec<Bytes> = self.call(&self.read, &command).await?;
         if answer.len() < 3 {
             return Err(Error::Corrupt(format!("a page of {} parts", answer.len())));
@@ -195,7 +201,7 @@ impl Store for RedisStore {
         let raw = Raw {
             epoch: parse_epoch(as_text(&answer[0])?)?,
             held: parse_link(as_text(&answer[1])?)?,
-            earliest: oldest.or_else(|| batches.first().map(Span::first)),
+            earliest: oldest,
             batches,
         };
         page(partition, from, raw)

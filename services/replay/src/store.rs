@@ -96,7 +96,7 @@ pub trait Store: Send + Sync + 'static {
 pub(crate) struct Raw {
     pub(crate) epoch: Option<Epoch>,
     pub(crate) held: Link,
-    /// First offset of the oldest batch.
+    /// First offset of the oldest batch; only needed where the reader is in another epoch.
     pub(crate) earliest: Option<Offset>,
     /// Whole batches that end behind the position, in order.
     pub(crate) batches: Vec<Batch>,

@@ -1,0 +1,114 @@
+//! Records into a topic, remembering what Kafka made of each: the truth that a client is compared with.
+use bytes::Bytes;
+use dashstream_core::codec;
+use dashstream_ctl::runs::Runs;
+use rdkafka::{
+    ClientConfig, ClientContext, Message,
+    error::{KafkaError, RDKafkaErrorCode},
+    message::DeliveryResult,
+    producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+const COMPRESS_ABOVE: usize = 512;
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Each partition's records as Kafka has them: offset and payload, in offset order.
+pub type Log = BTreeMap<i32, Vec<(u64, Bytes)>>;
+
+/// How many records a log holds.
+pub fn records(log: &Log) -> usize {
+    log.values().map(Vec::len).sum()
+}
+
+#[derive(Clone, Default)]
+struct Delivered(Arc<Mutex<Log>>);
+
+impl ClientContext for Delivered {}
+
+impl ProducerContext for Delivered {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, _opaque: ()) {
+        let message =
+            result.as_ref().unwrap_or_else(|(error, _)| panic!("Kafka lost a record of the test: {error}"));
+        let payload = Bytes::copy_from_slice(message.payload().unwrap_or_default());
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        log.entry(message.partition()).or_default().push((message.offset() as u64, payload));
+    }
+}
+
+/// A producer of demo runs into one topic.
+pub struct Feed {
+    producer: ThreadedProducer<Delivered>,
+    delivered: Delivered,
+    topic: String,
+    runs: Runs,
+}
+
+impl std::fmt::Debug for Feed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Feed").field("topic", &self.topic).finish_non_exhaustive()
+    }
+}
+
+impl Feed {
+    /// Records of `threads` runs at a time, the same for the same seed.
+    ///
+    /// # Panics
+    /// If the producer's settings are wrong.
+    pub fn new(client: &ClientConfig, topic: &str, seed: u64, threads: usize) -> Self {
+        let delivered = Delivered::default();
+        let mut settings = client.clone();
+        settings
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "5")
+            .set("partitioner", "consistent_random");
+        let producer = settings.create_with_context(delivered.clone()).expect("make a producer");
+        let runs = Runs::new(seed, threads, "t-", 1_700_000_000_000_000);
+        Self { producer, delivered, topic: topic.to_owned(), runs }
+    }
+
+    /// Hands `count` records over. Waits while Kafka's client has no room.
+    ///
+    /// # Panics
+    /// If a record is refused.
+    pub async fn send(&mut self, count: usize) {
+        for _ in 0..count {
+            let produced = self.runs.next().expect("runs never end");
+            let payload = codec::encode(&produced.message, COMPRESS_ABOVE);
+            self.send_payload(&produced.thread_id, &payload).await;
+        }
+    }
+
+    /// Hands one record over, whatever its payload is.
+    ///
+    /// # Panics
+    /// If the record is refused.
+    pub async fn send_payload(&self, key: &str, payload: &[u8]) {
+        let mut record = BaseRecord::to(&self.topic).key(key).payload(payload);
+        while let Err((error, back)) = self.producer.send(record) {
+            let full = matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+            assert!(full, "hand over a record: {error}");
+            record = back;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until Kafka has everything, and says what it has.
+    ///
+    /// # Panics
+    /// If that takes more than a minute.
+    pub async fn log(&self) -> Log {
+        let producer = self.producer.clone();
+        let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH_TIMEOUT)).await;
+        flushed.expect("flush does not panic").expect("Kafka takes all records");
+        let mut log = self.delivered.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        log.values_mut().for_each(|records| records.sort_by_key(|(offset, _)| *offset));
+        log
+    }
+}
