@@ -147,19 +147,23 @@ async fn memory_and_redis_answer_the_same_to_thousands_of_random_operations() {
                     (held, last) = (link, batches.pop());
                 }
                 _ => {
-                    let back = rng.random_range(0..40);
-                    let at = held.and_then(|held| held.get().checked_sub(back)).map(offset);
-                    let from = match rng.random_range(0..8) {
-                        0 => From::Earliest,
-                        1 => From::Latest,
-                        2 => From::After { epoch: Epoch::new(epoch.get() - 1), at },
-                        3 => From::After { epoch, at: held.map(|held| offset(held.get() + 1)) },
-                        _ => From::After { epoch, at },
-                    };
-                    both.read(from, rng.random_range(1..2_000)).await;
+                    both.read(somewhere(&mut rng, epoch, held), rng.random_range(1..2_000)).await;
                 }
             }
         }
+    }
+}
+
+/// A position at, before or beyond the end, or of another epoch.
+fn somewhere(rng: &mut StdRng, epoch: Epoch, held: Link) -> From {
+    let back = rng.random_range(0..40);
+    let at = held.and_then(|held| held.get().checked_sub(back)).map(offset);
+    match rng.random_range(0..8) {
+        0 => From::Earliest,
+        1 => From::Latest,
+        2 => From::After { epoch: Epoch::new(epoch.get() - 1), at },
+        3 => From::After { epoch, at: held.map(|held| offset(held.get() + 1)) },
+        _ => From::After { epoch, at },
     }
 }
 

@@ -14,7 +14,7 @@ use dashstream_proto::{
     session::v1::{Limits, StartPolicy},
     telemetry::{EventType, dash_stream_message::Message as Member},
 };
-use rdkafka::{ClientConfig, mocking::MockCluster, producer::DefaultProducerContext};
+use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
 use std::{
     collections::HashMap,
     net::SocketAddr,
@@ -76,77 +76,84 @@ fn defaults<T: Args + FromArgMatches>(settings: &[String]) -> anyhow::Result<T> 
 /// # Errors
 /// When an address is taken or a part does not start.
 pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
-    let embedded = match config.kafka_brokers {
-        Some(_) => None,
-        None => Some(embedded_broker(&config)?),
-    };
-    let brokers = match (&config.kafka_brokers, &embedded) {
-        (Some(brokers), _) => brokers.clone(),
-        (None, Some(broker)) => broker.bootstrap_servers(),
-        (None, None) => unreachable!("one or the other was made above"),
-    };
+    let embedded = if config.kafka_brokers.is_some() { None } else { Some(embedded_broker(&config)?) };
+    let brokers =
+        config.kafka_brokers.clone().or_else(|| embedded.as_ref().map(MockCluster::bootstrap_servers));
+    let brokers = brokers.context("no Kafka")?;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let (replay, ingest) = (TcpListener::bind(any).await?, TcpListener::bind(any).await?);
-    let bind = async |address: SocketAddr, setting| {
-        TcpListener::bind(address).await.with_context(|| format!("{setting}: bind {address}"))
-    };
     let http = bind(config.listen, "--listen").await?;
     let grpc = bind(config.grpc_listen, "--grpc-listen").await?;
-    let (replay_target, ingest_target) = (replay.local_addr()?.to_string(), ingest.local_addr()?.to_string());
-
-    let mut replay_settings = vec![format!("--retention={}", humantime(config.retention))];
-    replay_settings.push(match &config.redis_url {
-        Some(url) => format!("--redis-url={url}"),
-        None => "--store=memory".into(),
-    });
-    let mut ingest_settings = vec![
-        format!("--kafka-brokers={brokers}"),
-        format!("--kafka-topic={}", config.kafka_topic),
-        format!("--replay-targets={replay_target}"),
-    ];
-    if embedded.is_some() {
-        // The embedded broker can't look records up by time.
-        ingest_settings.push("--refill=earliest".into());
-    }
-    let gateway_settings = vec![
-        format!("--ingest-targets={ingest_target}"),
-        format!("--replay-targets={replay_target}"),
-        format!("--stream={}", config.kafka_topic),
-    ];
     let addresses = (http.local_addr()?, grpc.local_addr()?);
-    let service = |name| part(&kit, name);
-    let (replay_kit, ingest_kit, gateway_kit) = (service("replay"), service("ingest"), service("gateway"));
-    kit.tasks.spawn_vital(
-        "replay",
-        dashstream_replay::run(defaults(&replay_settings)?, replay, replay_kit.clone()),
-    );
-    kit.tasks.spawn_vital(
-        "ingest",
-        dashstream_ingest::run(defaults(&ingest_settings)?, ingest, ingest_kit.clone()),
-    );
-    let gateway = dashstream_gateway::run(defaults(&gateway_settings)?, http, grpc, gateway_kit.clone());
+    let settings = Settings::new(&config, &brokers, replay.local_addr()?, ingest.local_addr()?);
+
+    let parts = ["gateway", "ingest", "replay"].map(|name| part(&kit, name));
+    let [gateway_kit, ingest_kit, replay_kit] = parts.clone();
+    kit.tasks.spawn_vital("replay", dashstream_replay::run(defaults(&settings.replay)?, replay, replay_kit));
+    kit.tasks.spawn_vital("ingest", dashstream_ingest::run(defaults(&settings.ingest)?, ingest, ingest_kit));
+    let gateway = dashstream_gateway::run(defaults(&settings.gateway)?, http, grpc, gateway_kit);
     kit.tasks.spawn_vital("gateway", gateway);
 
     introduce(&config, addresses, &brokers);
     if config.rate > 0 {
-        let produce = produce::Config {
-            kafka_brokers: brokers,
-            kafka_topic: config.kafka_topic.clone(),
-            rate: config.rate,
-            count: 0,
-            threads: config.threads,
-            seed: None,
-        };
+        let produce = demo(&config, brokers);
         kit.tasks.spawn("demo agents", produce::run(produce, Arc::default(), kit.tasks.stop_token()));
     }
     let stop = kit.tasks.stop_token();
     stop.run_until_cancelled(show_runs(addresses.0)).await;
-    stop.cancelled().await;
-    for part in [&gateway_kit, &ingest_kit, &replay_kit] {
+    // Those who ask end before those who answer.
+    for part in &parts {
         part.drain(Duration::from_secs(10)).await?;
     }
     drop(embedded);
     Ok(())
+}
+
+async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{setting}: bind {address}"))
+}
+
+/// What each service is told, as on its command line.
+struct Settings {
+    replay: Vec<String>,
+    ingest: Vec<String>,
+    gateway: Vec<String>,
+}
+
+impl Settings {
+    fn new(config: &Config, brokers: &str, replay: SocketAddr, ingest: SocketAddr) -> Self {
+        let store = match &config.redis_url {
+            Some(url) => format!("--redis-url={url}"),
+            None => "--store=memory".into(),
+        };
+        // The embedded broker can't look records up by time.
+        let refill = if config.kafka_brokers.is_some() { "retention" } else { "earliest" };
+        Self {
+            replay: vec![format!("--retention={}ms", config.retention.as_millis()), store],
+            ingest: vec![
+                format!("--kafka-brokers={brokers}"),
+                format!("--kafka-topic={}", config.kafka_topic),
+                format!("--replay-targets={replay}"),
+                format!("--refill={refill}"),
+            ],
+            gateway: vec![
+                format!("--ingest-targets={ingest}"),
+                format!("--replay-targets={replay}"),
+                format!("--stream={}", config.kafka_topic),
+            ],
+        }
+    }
+}
+
+fn demo(config: &Config, kafka_brokers: String) -> produce::Config {
+    produce::Config {
+        kafka_brokers,
+        kafka_topic: config.kafka_topic.clone(),
+        rate: config.rate,
+        count: 0,
+        threads: config.threads,
+        seed: None,
+    }
 }
 
 /// A kit of a service in this process: it stops with the process, and its metrics are the process's.
@@ -162,17 +169,11 @@ fn part(process: &Kit, service: &'static str) -> Kit {
     kit
 }
 
-fn humantime(duration: Duration) -> String {
-    format!("{}ms", duration.as_millis())
-}
-
 fn embedded_broker(config: &Config) -> anyhow::Result<MockCluster<'static, DefaultProducerContext>> {
     let broker = MockCluster::new(1).context("start the embedded broker")?;
     broker
         .create_topic(&config.kafka_topic, config.partitions, 1)
         .context("make the embedded broker's topic")?;
-    // Nothing is asked of it yet, but a wrong address would show here.
-    let _settings = ClientConfig::new().set("bootstrap.servers", broker.bootstrap_servers());
     Ok(broker)
 }
 
@@ -230,16 +231,15 @@ fn show(record: &Record, runs: &mut HashMap<String, (Instant, u64)>) {
     let message =
         codec::decode(Some(&record.payload), codec::Limits::default()).map(|message| message.message);
     let Ok(Some(Member::Event(event))) = message else { return };
-    match event.event_type() {
-        EventType::GraphStart => say(format_args!("run {thread:<32} started")),
-        kind @ (EventType::GraphEnd | EventType::GraphError) => {
-            let end = if kind == EventType::GraphEnd { "completed" } else { "failed" };
-            say(format_args!(
-                "run {thread:<32} {end:<9} {records:>4} records in {:.1} s",
-                begun.elapsed().as_secs_f64()
-            ));
-            runs.remove(thread);
-        }
-        _ => {}
+    let kind = event.event_type();
+    if kind == EventType::GraphStart {
+        say(format_args!("run {thread:<32} started"));
     }
+    if !matches!(kind, EventType::GraphEnd | EventType::GraphError) {
+        return;
+    }
+    let end = if kind == EventType::GraphEnd { "completed" } else { "failed" };
+    let seconds = begun.elapsed().as_secs_f64();
+    say(format_args!("run {thread:<32} {end:<9} {records:>4} records in {seconds:.1} s"));
+    runs.remove(thread);
 }

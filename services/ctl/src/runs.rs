@@ -15,8 +15,20 @@ const GRAPHS: [(&str, [&str; 4]); 4] = [
     ("code_review", ["fetch_diff", "lint", "comment", "summarise"]),
     ("rag", ["embed", "retrieve", "rank", "answer"]),
 ];
-const WORDS: [&str; 12] =
-    ["the", "graph", "answers", "größe", "from", "memory", "🦀", "because", "sources", "agree", "on", "it"];
+const WORDS: [&str; 12] = [
+    "the",
+    "graph",
+    "answers",
+    "größe",
+    "from",
+    "memory",
+    "\u{1f980}",
+    "because",
+    "sources",
+    "agree",
+    "on",
+    "it",
+];
 /// Kinds of step between the start and the end of a run.
 const STEPS: u32 = 9;
 

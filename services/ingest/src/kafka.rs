@@ -122,24 +122,20 @@ impl ConsumerContext for Context {
     /// Runs on the thread that serves the group, which may wait.
     fn rebalance(&self, consumer: &BaseConsumer<Self>, event: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions = self.partitions(list);
-        match event {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
-                tracing::info!(?partitions, "partitions assigned");
-                // The pipelines assign them, each at its own offset.
-                if let Err(error) = consumer.incremental_assign(&TopicPartitionList::new()) {
-                    tracing::error!(%error, "take part in the group");
-                }
-                self.owned.send_modify(|owned| owned.extend(&partitions));
+        if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            tracing::info!(?partitions, "partitions assigned");
+            // The pipelines assign them, each at its own offset.
+            if let Err(error) = consumer.incremental_assign(&TopicPartitionList::new()) {
+                tracing::error!(%error, "take part in the group");
             }
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => {
-                tracing::info!(?partitions, "partitions revoked");
-                self.revoke(consumer, &partitions);
-            }
-            error => {
-                tracing::warn!(error = %RDKafkaErrorCode::from(error), "rebalance failed: all partitions given up");
-                let all = self.owned.borrow().clone();
-                self.revoke(consumer, &all);
-            }
+            self.owned.send_modify(|owned| owned.extend(&partitions));
+        } else if event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS {
+            tracing::info!(?partitions, "partitions revoked");
+            self.revoke(consumer, &partitions);
+        } else {
+            tracing::warn!(error = %RDKafkaErrorCode::from(event), "rebalance failed: all partitions given up");
+            let all = self.owned.borrow().clone();
+            self.revoke(consumer, &all);
         }
     }
 }
