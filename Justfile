@@ -11,7 +11,7 @@ kafka := justfile_directory() / "tests/kafka"
 default:
     @"{{ just_executable() }}" --justfile "{{ justfile() }}" --list --unsorted
 
-# Run everything in one process, with a console to look at: `just up`, `just up --help`
+# Run everything in one process, with demo agents, and show their runs: `just up`, `just up --help`
 [group('run')]
 up *args:
     cargo build --locked --package dashstream-ctl

@@ -3,7 +3,10 @@
 mod delivery;
 mod harness;
 mod kills;
+mod legacy;
 mod local;
 mod operations;
+mod redis_fleet;
 mod retention;
 mod store;
+mod threads;

@@ -4,15 +4,18 @@ use dashstream_core::{
     codec::Facts,
     position::{Epoch, Link, NextOffset, Offset, Partition},
 };
-use dashstream_proto::log::v1::{Batch, RecordKind};
+use dashstream_proto::log::v1::{Batch, RecordKind, RunFacts, RunStatus};
 use dashstream_replay::{
     config::Retention,
+    connection::Connections,
     keys::Stream,
+    keys::ThreadName,
     memory_store::MemoryStore,
     redis_store::RedisStore,
-    store::{Appended, From, Open, Page, Store},
+    store::{Appended, From, ListPlace, Open, Page, Store},
+    threads::After,
 };
-use dashstream_tests::{Redis, Stop};
+use dashstream_tests::{Redis, Stop, redis_fleet::settings};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::time::Duration;
 
@@ -21,6 +24,24 @@ const RETENTION: Retention = Retention { age: Duration::from_secs(600), records_
 fn offset(value: u64) -> Offset {
     Offset::new(value).expect("in range")
 }
+
+fn redis_store(url: &str) -> RedisStore {
+    RedisStore::new(Connections::new(&settings(url)).expect("settings"), RETENTION, None)
+}
+
+/// What a record says of its run, so that every fact changes now and then.
+fn run_facts(at: u64) -> RunFacts {
+    RunFacts {
+        status: [RunStatus::Unspecified, RunStatus::Running, RunStatus::Failed][at as usize % 3].into(),
+        graph_name: if at % 5 == 0 { format!("graph {}", at % 2) } else { String::new() },
+        errors: u32::from(at % 4 == 0),
+        tokens: at % 7,
+        cost: if at % 3 == 0 { 0.25 } else { 0.0 },
+        whole_state: at % 11 == 0,
+    }
+}
+
+const THREADS: [&str; 4] = ["plain", "with:colons", "b64_looks", "gr\u{f6}\u{df}e"];
 
 /// A batch of `count` records that follow `link` in steps of `step`.
 fn batch(epoch: Epoch, link: Link, count: u64, step: u64) -> Batch {
@@ -34,9 +55,12 @@ fn batch(epoch: Epoch, link: Link, count: u64, step: u64) -> Batch {
             thread_id: "t".into(),
             sequence: Some(at + 1),
             more_threads: Vec::new(),
+            run: RunFacts::default(),
         };
         let (traceparent, tracestate) = (String::new(), String::new());
-        let envelope = Envelope { offset: offset(at), timestamp_ms: None, facts, traceparent, tracestate };
+        // Times go back now and then.
+        let timestamp_ms = Some(1_000 + at as i64 * 10 - (at % 4) as i64 * 25);
+        let envelope = Envelope { offset: offset(at), timestamp_ms, facts, traceparent, tracestate };
         assert!(packer.push(envelope, &at.to_be_bytes()));
     }
     packer.finish().expect("at least one record")
@@ -61,10 +85,9 @@ struct Both {
 
 impl Both {
     async fn new(redis: &Redis) -> Self {
-        let timeout = Duration::from_secs(5);
         Self {
             memory: MemoryStore::new(RETENTION),
-            redis: RedisStore::new(&redis.url(), timeout, RETENTION).expect("a url"),
+            redis: redis_store(&redis.url()),
             stream: Stream::new("model").expect("a name"),
         }
     }
@@ -81,6 +104,44 @@ impl Both {
         let redis = self.redis.append(&self.stream, batches).await.expect("redis");
         assert_eq!(memory, redis);
         redis
+    }
+
+    /// Threads: the list, each one's summary and records, from several places.
+    async fn compare_threads(&self, epoch: Epoch, held: Link, rng: &mut StdRng) {
+        let partition = Partition::new(3).expect("in range");
+        let memory = self.memory.list_threads(&self.stream, partition, None, 10).await.expect("memory");
+        let redis = self.redis.list_threads(&self.stream, partition, None, 10).await.expect("redis");
+        // The clocks of both differ by moments, so that what was active together may be listed otherwise.
+        let names = |listed: &[(ListPlace, _)]| {
+            let mut names: Vec<_> = listed.iter().map(|(place, _)| place.name.clone()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(&memory), names(&redis));
+        for name in THREADS.iter().chain(&["another", "nobody"]) {
+            let name = ThreadName::new(name).expect("a name");
+            let memory = self.memory.describe_thread(&self.stream, partition, &name).await.expect("memory");
+            let redis = self.redis.describe_thread(&self.stream, partition, &name).await.expect("redis");
+            assert_eq!(memory, redis);
+            let at = held.and_then(|held| held.get().checked_sub(rng.random_range(0..60))).map(offset);
+            let after = match rng.random_range(0..3) {
+                0 => After::Nothing,
+                1 => After::Sequence(at.map_or(0, |at| at.get())),
+                _ => After::Offset { epoch, at },
+            };
+            let most = rng.random_range(1..40);
+            let memory = self.memory.read_thread(&self.stream, partition, &name, after, most).await;
+            let redis = self.redis.read_thread(&self.stream, partition, &name, after, most).await;
+            assert_eq!(memory.expect("memory"), redis.expect("redis"), "{name:?} {after:?} {most}");
+        }
+        let memory =
+            self.memory.describe_partition(&self.stream, partition).await.expect("memory").expect("known");
+        let redis =
+            self.redis.describe_partition(&self.stream, partition).await.expect("redis").expect("known");
+        assert_eq!(
+            (memory.epoch, memory.earliest, memory.held, memory.records, memory.bytes, memory.threads),
+            (redis.epoch, redis.earliest, redis.held, redis.records, redis.bytes, redis.threads)
+        );
     }
 
     async fn read(&self, from: From, bytes: u64) -> Page {
@@ -105,7 +166,7 @@ async fn memory_and_redis_answer_the_same_to_thousands_of_random_operations() {
         let mut last: Option<Batch> = None;
         for _ in 0..400 {
             mint += 1;
-            match rng.random_range(0..12) {
+            match rng.random_range(0..14) {
                 0 => (epoch, held) = both.open(open(Some(epoch), None, mint)).await,
                 1 => {
                     // the source's end is where it should be, or the topic was made anew
@@ -146,6 +207,23 @@ async fn memory_and_redis_answer_the_same_to_thousands_of_random_operations() {
                     );
                     (held, last) = (link, batches.pop());
                 }
+                8 => both.compare_threads(epoch, held, &mut rng).await,
+                9 => {
+                    let name = ThreadName::new(THREADS[rng.random_range(0..THREADS.len())]).expect("a name");
+                    let partition = Partition::new(3).expect("in range");
+                    let memory =
+                        both.memory.delete_thread(&both.stream, partition, &name).await.expect("memory");
+                    let redis =
+                        both.redis.delete_thread(&both.stream, partition, &name).await.expect("redis");
+                    assert_eq!(memory, redis);
+                }
+                10 => {
+                    // what is kept changes
+                    let other = Retention { records_max: rng.random_range(20..90), ..RETENTION };
+                    let retention = rng.random_bool(0.7).then_some(other);
+                    both.memory.set_retention(&both.stream, retention).await.expect("memory");
+                    both.redis.set_retention(&both.stream, retention).await.expect("redis");
+                }
                 _ => {
                     both.read(somewhere(&mut rng, epoch, held), rng.random_range(1..2_000)).await;
                 }
@@ -163,6 +241,7 @@ fn somewhere(rng: &mut StdRng, epoch: Epoch, held: Link) -> From {
         1 => From::Latest,
         2 => From::After { epoch: Epoch::new(epoch.get() - 1), at },
         3 => From::After { epoch, at: held.map(|held| offset(held.get() + 1)) },
+        4 => From::AtTime(1_000 + at.map_or(0, |at| at.get() as i64 * 10)),
         _ => From::After { epoch, at },
     }
 }
@@ -181,6 +260,7 @@ async fn the_greatest_offsets_are_exact() {
             thread_id: String::new(),
             sequence: Some(at),
             more_threads: Vec::new(),
+            run: RunFacts::default(),
         };
         let (traceparent, tracestate) = (String::new(), String::new());
         assert!(

@@ -11,6 +11,7 @@ pub mod kafka;
 mod net;
 pub mod proxy;
 pub mod redis;
+pub mod redis_fleet;
 pub mod services;
 pub mod stack;
 pub mod warden;

@@ -7,7 +7,9 @@ use crate::{
     position::{Epoch, Link, Offset, OutOfRange, Partition},
 };
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use dashstream_proto::log::v1::{Batch, Gap, GapReason, Packing, Record, RecordKind, ThreadSequence};
+use dashstream_proto::log::v1::{
+    Batch, Gap, GapReason, Packing, Record, RecordKind, RunFacts, ThreadSequence,
+};
 use prost::{
     Message,
     encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint},
@@ -35,7 +37,7 @@ pub enum Malformed {
 }
 
 /// What is around a payload in Kafka, and what the payload says of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Envelope {
     pub offset: Offset,
     /// Kafka's record timestamp, milliseconds since 1970.
@@ -105,6 +107,7 @@ impl Packer {
             traceparent,
             tracestate,
             gap: None,
+            facts: (facts.run != RunFacts::default()).then_some(facts.run),
             more_threads: more_threads
                 .map(|(thread_id, sequence)| ThreadSequence { thread_id, sequence })
                 .collect(),

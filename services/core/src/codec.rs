@@ -3,10 +3,18 @@
 //! The first byte decides: `0x00` plain protobuf, `0x01` one zstd frame of protobuf. Neither can start a
 //! protobuf message, so anything else is a record of the time before framing: raw protobuf, or raw zstd by its
 //! magic bytes. Every limit is checked before a byte is copied or inflated.
-use dashstream_proto::{log::v1::RecordKind, telemetry as wire};
+use dashstream_proto::{
+    log::v1::{RecordKind, RunFacts},
+    telemetry as wire,
+};
 use prost::Message;
 use std::{borrow::Cow, io::Read};
 use wire::dash_stream_message::Message as Member;
+
+mod run_facts;
+
+/// Longest thread id, bytes. A longer one is refused, never cut.
+pub const THREAD_ID_BYTES_MAX: usize = 1_024;
 
 const PLAIN: u8 = 0x00;
 const ZSTD: u8 = 0x01;
@@ -43,6 +51,8 @@ pub enum Undecodable {
     Protobuf(String),
     #[error("the message has no member: expected one of the nine kinds")]
     NoMember,
+    #[error("a thread id has {bytes} bytes: expected at most {THREAD_ID_BYTES_MAX}")]
+    ThreadIdTooLong { bytes: usize },
 }
 
 impl Undecodable {
@@ -56,12 +66,13 @@ impl Undecodable {
             Self::Compression(_) => "compression",
             Self::Protobuf(_) => "protobuf",
             Self::NoMember => "no_member",
+            Self::ThreadIdTooLong { .. } => "thread_id_too_long",
         }
     }
 }
 
 /// What the log says of a record beside its payload.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     pub kind: RecordKind,
     pub tenant_id: String,
@@ -71,6 +82,8 @@ pub struct Facts {
     pub sequence: Option<u64>,
     /// The other threads of a batch of events, each with its highest sequence.
     pub more_threads: Vec<(String, Option<u64>)>,
+    /// What the record says of its run.
+    pub run: RunFacts,
 }
 
 /// The message of a payload.
@@ -88,7 +101,8 @@ pub fn decode(payload: Option<&[u8]>, limits: Limits) -> Result<wire::DashStream
 /// [`Undecodable`]: what is wrong with it.
 pub fn facts(payload: Option<&[u8]>, limits: Limits) -> Result<Facts, Undecodable> {
     let member = decode(payload, limits)?.message.ok_or(Undecodable::NoMember)?;
-    Ok(match member {
+    let run = run_facts::of(&member);
+    let mut facts = match member {
         Member::Event(m) => Facts::of(RecordKind::Event, m.header),
         Member::StateDiff(m) => Facts::of(RecordKind::StateDiff, m.header),
         Member::TokenChunk(m) => Facts::of(RecordKind::TokenChunk, m.header),
@@ -104,7 +118,13 @@ pub fn facts(payload: Option<&[u8]>, limits: Limits) -> Result<Facts, Undecodabl
             }
             facts
         }
-    })
+    };
+    facts.run = run;
+    let threads = facts.more_threads.iter().map(|(thread, _)| thread).chain([&facts.thread_id]);
+    match threads.map(String::len).max() {
+        Some(bytes) if bytes > THREAD_ID_BYTES_MAX => Err(Undecodable::ThreadIdTooLong { bytes }),
+        _ => Ok(facts),
+    }
 }
 
 impl Facts {
@@ -116,6 +136,7 @@ impl Facts {
             thread_id: header.thread_id,
             sequence: (header.sequence > 0).then_some(header.sequence),
             more_threads: Vec::new(),
+            run: RunFacts::default(),
         }
     }
 

@@ -25,7 +25,7 @@ use std::{
 };
 
 /// Most cursors that one subscribe may name.
-pub const CURSORS_MAX: usize = 10_000;
+pub const CURSORS_MAX: usize = 1_024;
 /// Longest name of a client, bytes.
 pub const CLIENT_NAME_BYTES_MAX: usize = 128;
 

@@ -116,7 +116,9 @@ impl Tail {
             }
             Input::Stale { epoch, end } => {
                 self.fetching = false;
-                self.enter(epoch, end);
+                if !self.enter(epoch, end) {
+                    return Output::Nothing; // replay is in an earlier life than the owner: ask again at the next tick
+                }
             }
             Input::FetchFailed => {
                 self.fetching = false;

@@ -156,10 +156,11 @@ fn demo(config: &Config, kafka_brokers: String) -> produce::Config {
     }
 }
 
-/// A kit of a service in this process: it stops with the process, and its metrics are the process's.
+/// A kit of a service in this process: it stops with the process, and its metrics and readiness are the process's.
 fn part(process: &Kit, service: &'static str) -> Kit {
     let mut kit = Kit::embedded(service);
     kit.registry = process.registry.clone();
+    kit.readiness = process.readiness.clone();
     let (tasks, stop) = (kit.tasks.clone(), process.tasks.stop_token());
     let stopped = kit.tasks.stop_token();
     process.tasks.spawn(format!("stop {service}"), async move {

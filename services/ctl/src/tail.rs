@@ -79,6 +79,7 @@ pub struct Totals {
 struct Tail {
     config: Config,
     totals: Totals,
+    attempts: usize,
     begun: Instant,
     first_record: Option<Instant>,
     said: (Instant, u64),
@@ -95,6 +96,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<Tota
     let mut tail = Tail {
         config,
         totals: Totals::default(),
+        attempts: 0,
         begun: now,
         first_record: None,
         said: (now, 0),
@@ -105,7 +107,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<Tota
     let mut attempt = 0;
     while !stop.is_cancelled() {
         let before = tail.totals.records;
-        let url = tail.config.url[tail.totals.sessions as usize % tail.config.url.len()].clone();
+        let url = tail.config.url[tail.attempts % tail.config.url.len()].clone();
         match stop.run_until_cancelled(tail.session(&url, &mut chain)).await {
             None | Some(Ok(true)) => break,
             Some(Ok(false)) => tracing::info!(url, "the session ended; resuming"),
@@ -122,8 +124,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<Tota
 impl Tail {
     /// One session. True when there is nothing more to do.
     async fn session(&mut self, url: &str, chain: &mut Chain) -> anyhow::Result<bool> {
-        self.totals.sessions += 1;
+        self.attempts += 1;
         let mut client = Client::connect(url, chain.clone(), Limits::default()).await?;
+        self.totals.sessions += 1;
         let start = match self.config.from {
             // What appears while the client is away is new to it, and none of it may be missed.
             _ if self.totals.sessions > 1 => StartPolicy::Earliest,

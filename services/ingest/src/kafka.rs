@@ -45,7 +45,8 @@ pub struct Context {
     owned: watch::Sender<BTreeSet<Partition>>,
     fetched: watch::Sender<BTreeMap<Partition, Fetched>>,
     assigned: Mutex<BTreeSet<Partition>>,
-    running: Mutex<BTreeSet<Partition>>,
+    /// Pipelines of each partition that have not ended; two while one follows the other.
+    running: Mutex<BTreeMap<Partition, u32>>,
     ended: Condvar,
     revoke_timeout: Duration,
 }
@@ -85,7 +86,7 @@ impl Context {
         self.owned.send_modify(|owned| owned.retain(|partition| !lost.contains(partition)));
         let running = lock(&self.running);
         let waited = self.ended.wait_timeout_while(running, self.revoke_timeout, |running| {
-            running.iter().any(|partition| lost.contains(partition))
+            running.keys().any(|partition| lost.contains(partition))
         });
         if waited.is_ok_and(|(_, waited)| waited.timed_out()) {
             tracing::warn!(?lost, "appends in flight did not end in time; the store keeps them in order");
@@ -160,6 +161,15 @@ impl Consumer {
     pub fn join(config: &Config) -> KafkaResult<Self> {
         let mut settings = ClientConfig::new();
         settings
+            .set("fetch.wait.max.ms", "100")
+            .set("queued.min.messages", "20000")
+            .set("queued.max.messages.kbytes", "16384")
+            .set("broker.address.family", "v4");
+        for setting in &config.kafka.settings {
+            settings.set(&setting.name, &setting.value);
+        }
+        // What our promises rest on can't be set otherwise.
+        settings
             .set("bootstrap.servers", &config.kafka.brokers)
             .set("group.id", &config.kafka.group_id)
             .set("client.id", "dashstream-ingest")
@@ -171,16 +181,9 @@ impl Consumer {
             // A position outside of the log is ours to judge, never reset in silence.
             .set("auto.offset.reset", "error")
             .set("isolation.level", "read_committed")
-            .set("statistics.interval.ms", "500")
-            .set("fetch.wait.max.ms", "100")
-            .set("queued.min.messages", "20000")
-            .set("queued.max.messages.kbytes", "16384")
-            .set("broker.address.family", "v4");
+            .set("statistics.interval.ms", "500");
         if let Some(id) = &config.kafka.group_instance_id {
             settings.set("group.instance.id", id);
-        }
-        for setting in &config.kafka.settings {
-            settings.set(&setting.name, &setting.value);
         }
         let context = Context::new(config.kafka.topic.clone(), config.revoke_timeout);
         let inner: StreamConsumer<Context> = settings.create_with_context(context)?;
@@ -222,12 +225,17 @@ impl Consumer {
 
     /// A pipeline begins; a revocation waits until it [`Self::ended`].
     pub fn running(&self, partition: Partition) {
-        lock(&self.context().running).insert(partition);
+        *lock(&self.context().running).entry(partition).or_default() += 1;
     }
 
     /// A pipeline has ended: nothing of it is in flight.
     pub fn ended(&self, partition: Partition) {
-        lock(&self.context().running).remove(&partition);
+        let mut running = lock(&self.context().running);
+        match running.get_mut(&partition) {
+            Some(pipelines) if *pipelines > 1 => *pipelines -= 1,
+            _ => drop(running.remove(&partition)),
+        }
+        drop(running);
         self.context().ended.notify_all();
     }
 

@@ -31,6 +31,8 @@ use kafka::Consumer;
 
 /// Largest gRPC message: a batch of one record of the largest payload, and some.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Rates are counted in seconds.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
 const TOPIC_RETRY: Duration = Duration::from_millis(500);
@@ -168,12 +170,15 @@ async fn beat(
     interval: Duration,
     stop: CancellationToken,
 ) {
-    let mut ticks = tokio::time::interval(interval.min(Duration::from_secs(1)));
-    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        owned.sample();
-        metrics.partitions_owned.set(owned.count() as i64);
-        for heartbeat in owned.heartbeats() {
-            live.heartbeat(heartbeat);
+    let (mut beats, mut samples) = (tokio::time::interval(interval), tokio::time::interval(SAMPLE_INTERVAL));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = samples.tick() => {
+                owned.sample();
+                metrics.partitions_owned.set(owned.count() as i64);
+            }
+            _ = beats.tick() => owned.heartbeats().into_iter().for_each(|heartbeat| live.heartbeat(heartbeat)),
         }
     }
 }

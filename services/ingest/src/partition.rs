@@ -240,6 +240,8 @@ impl Pipeline {
             }
         }
         let mut fetched = consumer.fetched();
+        // The first may have been taken before this life began to fetch.
+        let mut statistics = 0_u32;
         let mut progressed = false;
         loop {
             tokio::select! {
@@ -251,7 +253,8 @@ impl Pipeline {
                 },
                 Ok(()) = fetched.changed() => {
                     let known = fetched.borrow_and_update().get(&self.partition).copied();
-                    self.on_statistics(known, appender.is_idle());
+                    statistics = statistics.saturating_add(1);
+                    self.on_statistics(known, appender.is_idle() && statistics > 1);
                 }
                 message = queue.recv(), if appender.has_room() => {
                     if let Err((cause, why)) = self.pack(message, queue, &mut packer, &mut appender) {

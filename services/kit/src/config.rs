@@ -58,8 +58,9 @@ pub enum LogFormat {
 /// # Errors
 /// A sentence with examples, which clap prints behind the name of the setting.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("expected a duration such as `20s`, `500ms` or `1h 30m`: {error}"))
+    let parsed = humantime::parse_duration(text)
+        .map_err(|error| format!("expected a duration such as `20s`, `500ms` or `1h 30m`: {error}"))?;
+    if parsed.is_zero() { Err("expected a duration longer than zero".into()) } else { Ok(parsed) }
 }
 
 /// Parses a size in bytes for clap.
@@ -67,9 +68,10 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 /// # Errors
 /// A sentence with examples, which clap prints behind the name of the setting.
 pub fn byte_size(text: &str) -> Result<u64, String> {
-    text.parse::<bytesize::ByteSize>()
-        .map(|size| size.as_u64())
-        .map_err(|error| format!("expected a size such as `64KiB`, `8MiB` or `4096`: {error}"))
+    let parsed = text
+        .parse::<bytesize::ByteSize>()
+        .map_err(|error| format!("expected a size such as `64KiB`, `8MiB` or `4096`: {error}"))?;
+    if parsed.as_u64() == 0 { Err("expected a size of at least 1 byte".into()) } else { Ok(parsed.as_u64()) }
 }
 
 fn log_directives(text: &str) -> Result<String, String> {

@@ -1,7 +1,7 @@
 //! Settings of the replay service.
 use clap::ValueEnum;
-use dashstream_kit::config::{byte_size, duration};
-use std::{net::SocketAddr, time::Duration};
+use dashstream_kit::config::{Secret, byte_size, duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Where records are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -24,14 +24,8 @@ pub struct Config {
     #[arg(long, env = "REPLAY_STORE", value_enum, default_value = "redis")]
     pub store: StoreKind,
 
-    /// Redis, as `redis://[user:password@]host:port/db` or `rediss://` for TLS. Only for the Redis store.
-    #[arg(long, env = "REDIS_URL", default_value = "redis://127.0.0.1:6379", hide_env_values = true)]
-    pub redis_url: String,
-
-    /// How long one Redis command may take. Far above what is normal: a slow answer is better than a
-    /// retry under load.
-    #[arg(long, env = "REDIS_TIMEOUT", default_value = "5s", value_parser = duration)]
-    pub redis_timeout: Duration,
+    #[command(flatten)]
+    pub redis: Redis,
 
     #[command(flatten)]
     pub retention: Retention,
@@ -39,6 +33,19 @@ pub struct Config {
     /// Largest page of records that one read answers with, bytes. A page always has at least one batch.
     #[arg(long, env = "REPLAY_PAGE_BYTES_MAX", default_value = "1MiB", value_parser = byte_size)]
     pub page_bytes_max: u64,
+
+    /// Most reads in flight. Another one waits a second, then is told to come back. Appends are not counted.
+    #[arg(long, env = "REPLAY_READS_MAX", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub reads_max: u32,
+
+    /// Replicas of Redis that must have an append before it is acknowledged: what they have, a failover does
+    /// not lose. 0 for none.
+    #[arg(long, env = "REPLAY_WAIT_REPLICAS", default_value_t = 0)]
+    pub wait_replicas: u32,
+
+    /// How long an append waits for those replicas before it fails.
+    #[arg(long, env = "REPLAY_WAIT_TIMEOUT", default_value = "1s", value_parser = duration)]
+    pub wait_timeout: Duration,
 
     /// Most bytes of batches of one append stream that wait for the store.
     #[arg(long, env = "REPLAY_APPEND_WINDOW", default_value = "4MiB", value_parser = byte_size)]
@@ -61,4 +68,63 @@ pub struct Retention {
     /// Most bytes of batches kept of a partition.
     #[arg(long = "retention-bytes", env = "REPLAY_RETENTION_BYTES", default_value = "1GiB", value_parser = byte_size)]
     pub bytes_max: u64,
+}
+
+/// How Redis is reached. Only for the Redis store.
+#[derive(Clone, Debug, clap::Args)]
+#[group(id = "redis")]
+pub struct Redis {
+    /// Redis: `redis://[user:password@]host:port/db` for one server,
+    /// `redis+sentinel://[user:password@]host:port,host:port/<master name>/db` for the primary that Sentinels
+    /// name, `redis+cluster://[user:password@]host:port,host:port` for a cluster. TLS with `rediss` instead of
+    /// `redis`.
+    #[arg(
+        id = "redis-url",
+        long,
+        env = "REDIS_URL",
+        default_value = "redis://127.0.0.1:6379",
+        hide_env_values = true
+    )]
+    pub url: Secret,
+
+    /// User to log in as, instead of the URL's. Empty for none.
+    #[arg(id = "redis-username", long, env = "REDIS_USERNAME")]
+    pub username: Option<String>,
+
+    /// Password to log in with, instead of the URL's. Empty for none.
+    #[arg(id = "redis-password", long, env = "REDIS_PASSWORD", hide_env_values = true)]
+    pub password: Option<Secret>,
+
+    /// User to log in to the Sentinels as; they know none of the users of Redis itself.
+    #[arg(id = "redis-sentinel-username", long, env = "REDIS_SENTINEL_USERNAME")]
+    pub sentinel_username: Option<String>,
+
+    /// Password to log in to the Sentinels with.
+    #[arg(id = "redis-sentinel-password", long, env = "REDIS_SENTINEL_PASSWORD", hide_env_values = true)]
+    pub sentinel_password: Option<Secret>,
+
+    /// Certificates (PEM file) of the authorities that Redis's certificate is trusted by, instead of the
+    /// system's.
+    #[arg(id = "redis-tls-ca", long, env = "REDIS_TLS_CA", value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+
+    /// Certificate (PEM file) that this process shows to Redis. Needs its key as well.
+    #[arg(id = "redis-tls-cert", long, env = "REDIS_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Key (PEM file) of the certificate that this process shows to Redis.
+    #[arg(id = "redis-tls-key", long, env = "REDIS_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// How long one Redis command may take. Far above what is normal: a slow answer is better than a
+    /// retry under load.
+    #[arg(id = "redis-timeout", long, env = "REDIS_TIMEOUT", default_value = "5s", value_parser = duration)]
+    pub timeout: Duration,
+
+    /// Accept a Redis that deletes records on its own when its memory is full (any `maxmemory-policy` but
+    /// `noeviction`), or that does not tell whether it does. Records that are still promised then vanish
+    /// without a trace.
+    #[arg(id = "redis-allow-eviction", long, env = "REDIS_ALLOW_EVICTION", default_value_t = false,
+          action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub allow_eviction: bool,
 }

@@ -1,27 +1,34 @@
 //! The replay service over gRPC: what goes in is checked, what comes out is the store's.
 use crate::{
-    config::Config,
+    append::append_all,
+    config::{Config, Retention},
+    directory,
     error::Error,
-    keys::Stream,
+    keys::{Stream, ThreadName},
     metrics::Metrics,
-    store::{Appended, From, Open, Page, Store},
+    store::{From, Open, Page, Store},
+    thread_reads, upkeep,
 };
 use dashstream_core::{
     batch,
-    position::{Epoch, Link, NextOffset, Offset, Partition},
+    position::{Epoch, NextOffset, Offset, Partition},
 };
 use dashstream_kit::tasks::Tasks;
 use dashstream_proto::{
     log::v1::{Position, position},
     replay::v1::{
         self as wire, AppendRequest, AppendResponse, OpenPartitionRequest, OpenPartitionResponse,
-        ReadPartitionsRequest, ReadPartitionsResponse, RefusalReason, Refused, StaleReason, Stored,
-        append_response::Outcome, read_partitions_response::Step, replay_service_server::ReplayService,
+        ReadPartitionsRequest, ReadPartitionsResponse, StaleReason, read_partitions_response::Step,
+        replay_service_server::ReplayService,
     },
 };
-use futures_util::{Stream as _, StreamExt};
-use std::{pin::Pin, sync::Arc, time::SystemTime};
-use tokio::sync::mpsc;
+use futures_util::{Stream as _, StreamExt, future::try_join_all};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -29,6 +36,9 @@ use tonic::{Request, Response, Status, Streaming};
 const APPENDS_AT_ONCE: usize = 64;
 /// Answers that wait for a client before the next page is read or the next append taken.
 const ANSWERS_QUEUED: usize = 2;
+
+/// How long a read waits for a place before it is told to come back.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Answers<T> = Pin<Box<dyn futures_util::Stream<Item = Result<T, Status>> + Send>>;
 
@@ -39,6 +49,8 @@ pub struct Replay<S> {
     config: Arc<Config>,
     metrics: Metrics,
     tasks: Tasks,
+    /// Places for reads in flight.
+    reads: Arc<Semaphore>,
 }
 
 impl<S> Clone for Replay<S> {
@@ -48,60 +60,31 @@ impl<S> Clone for Replay<S> {
             config: Arc::clone(&self.config),
             metrics: self.metrics.clone(),
             tasks: self.tasks.clone(),
+            reads: Arc::clone(&self.reads),
         }
     }
 }
 
 impl<S: Store> Replay<S> {
     pub fn new(store: Arc<S>, config: Config, metrics: Metrics, tasks: Tasks) -> Self {
-        Self { store, config: Arc::new(config), metrics, tasks }
+        let reads = Arc::new(Semaphore::new(config.reads_max as usize));
+        Self { store, config: Arc::new(config), metrics, tasks, reads }
     }
 
-    /// Appends what came together; one answer for each, in order.
-    async fn append_all(&self, requests: Vec<AppendRequest>) -> Result<Vec<AppendResponse>, Error> {
-        let mut answers = Vec::with_capacity(requests.len());
-        let mut run: Vec<_> = Vec::new();
-        let mut stream: Option<Stream> = None;
-        for request in requests {
-            match valid(request) {
-                Ok((name, batch)) => {
-                    if stream.as_ref().is_some_and(|stream| *stream != name) {
-                        self.append_run(stream.as_ref(), &mut run, &mut answers).await?;
-                    }
-                    stream = Some(name);
-                    run.push(batch);
-                }
-                Err(message) => {
-                    self.append_run(stream.as_ref(), &mut run, &mut answers).await?;
-                    self.metrics.invalid();
-                    answers.push(refused(RefusalReason::Invalid, None, None, message));
-                }
-            }
-        }
-        self.append_run(stream.as_ref(), &mut run, &mut answers).await?;
-        Ok(answers)
+    /// A place among the reads in flight. Appends need none: they go first.
+    async fn admit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        let place = tokio::time::timeout(ADMISSION_TIMEOUT, Arc::clone(&self.reads).acquire_owned()).await;
+        let place = place.ok().and_then(Result::ok);
+        place.ok_or_else(|| {
+            self.metrics.reads_refused.inc();
+            Error::Busy { limit: self.config.reads_max, retry_after: ADMISSION_TIMEOUT }
+        })
     }
 
-    async fn append_run(
-        &self,
-        stream: Option<&Stream>,
-        run: &mut Vec<dashstream_proto::log::v1::Batch>,
-        answers: &mut Vec<AppendResponse>,
-    ) -> Result<(), Error> {
-        let Some(stream) = stream.filter(|_| !run.is_empty()) else { return Ok(()) };
-        let timer = self.metrics.append_seconds.start_timer();
-        let outcomes = self.store.append(stream, run).await;
-        timer.observe_duration();
-        let outcomes = outcomes.inspect_err(|_| self.metrics.store_failures.inc())?;
-        for (batch, outcome) in run.drain(..).zip(outcomes) {
-            self.metrics.appended(&outcome);
-            if matches!(outcome, Appended::Stored { .. }) {
-                self.metrics.appended_records.inc_by(batch.record_count.into());
-                self.metrics.appended_bytes.inc_by(batch.records.len() as u64);
-            }
-            answers.push(answer(&outcome));
-        }
-        Ok(())
+    /// What is kept of a stream, and whether that was set for it.
+    async fn retention_of(&self, stream: &Stream) -> Result<(Retention, bool), Error> {
+        let set = self.store.retention(stream).await?;
+        Ok((set.unwrap_or(self.config.retention), set.is_some()))
     }
 
     /// Reads one partition page by page into `answers`, up to what the log held at the first page.
@@ -178,47 +161,6 @@ fn steps(page: Page) -> Vec<Step> {
     }
 }
 
-fn valid(request: AppendRequest) -> Result<(Stream, dashstream_proto::log::v1::Batch), String> {
-    let stream = Stream::new(&request.stream).map_err(|error| error.to_string())?;
-    let batch = request.batch.ok_or("batch is missing: expected one")?;
-    batch::check(&batch).map_err(|error| error.to_string())?;
-    Ok((stream, batch))
-}
-
-fn answer(outcome: &Appended) -> AppendResponse {
-    let text = |held: &Link| held.map_or("nothing".into(), |held| format!("up to {held}"));
-    match outcome {
-        Appended::Stored { last } => stored(*last, false),
-        Appended::Held { last } => stored(*last, true),
-        Appended::Epoch { epoch, held } => {
-            let now = epoch.map_or("not open".into(), |epoch| format!("in epoch {epoch}"));
-            refused(RefusalReason::Epoch, *epoch, *held, format!("the log is {now}"))
-        }
-        Appended::Link { epoch, held } => {
-            refused(RefusalReason::Link, Some(*epoch), *held, format!("the log holds {}", text(held)))
-        }
-        Appended::Divergent { epoch, held } => {
-            let message = format!("the log holds {}, which the batch does not have", text(held));
-            refused(RefusalReason::Divergent, Some(*epoch), *held, message)
-        }
-    }
-}
-
-fn stored(last: Offset, duplicate: bool) -> AppendResponse {
-    AppendResponse { outcome: Some(Outcome::Stored(Stored { last_offset: last.get(), duplicate })) }
-}
-
-fn refused(reason: RefusalReason, epoch: Option<Epoch>, held: Link, message: String) -> AppendResponse {
-    AppendResponse {
-        outcome: Some(Outcome::Refused(Refused {
-            reason: reason.into(),
-            epoch: epoch.map(Epoch::get),
-            last_offset: held.map(Offset::get),
-            message,
-        })),
-    }
-}
-
 fn position(position: &Position) -> Result<(Partition, From), Error> {
     let partition = Partition::new(position.partition)?;
     let expected = "one of earliest, latest, after, at_time_ms";
@@ -228,7 +170,7 @@ fn position(position: &Position) -> Result<(Partition, From), Error> {
         position::From::After(after) => {
             From::After { epoch: Epoch::new(after.epoch), at: after.offset.map(Offset::new).transpose()? }
         }
-        position::From::AtTimeMs(_) => return Err(Error::Unimplemented("position.at_time_ms")),
+        position::From::AtTimeMs(time_ms) => From::AtTime(*time_ms),
     };
     Ok((partition, from))
 }
@@ -258,6 +200,7 @@ impl<S: Store> ReplayService for Replay<S> {
                 .map_err(Error::from)?,
             mint: mint(),
         };
+        let retention = self.retention_of(&stream).await?.0;
         let opened = self.store.open(&stream, open).await;
         let opened = opened.inspect_err(|_| self.metrics.store_failures.inc()).map_err(Error::from)?;
         if opened.new_epoch {
@@ -268,7 +211,7 @@ impl<S: Store> ReplayService for Replay<S> {
             epoch: opened.epoch.get(),
             last_offset: opened.held.map(Offset::get),
             opened_new_epoch: opened.new_epoch,
-            retention_ms: u64::try_from(self.config.retention.age.as_millis()).unwrap_or(u64::MAX),
+            retention_ms: u64::try_from(retention.age.as_millis()).unwrap_or(u64::MAX),
         }))
     }
 
@@ -290,7 +233,8 @@ impl<S: Store> ReplayService for Replay<S> {
                 };
                 let Some(first) = first else { return };
                 let (together, end) = ready_requests(first, &mut requests, window).await;
-                let outcome = replay.append_all(together).await.map_err(Status::from);
+                let outcome =
+                    append_all(&*replay.store, &replay.metrics, together).await.map_err(Status::from);
                 let done = match outcome {
                     Ok(all) => send_all(&answers, all).await.is_err(),
                     Err(status) => {
@@ -326,9 +270,11 @@ impl<S: Store> ReplayService for Replay<S> {
             bytes_max: if asked == 0 { cap } else { asked.min(cap) },
             pages_max: request.pages_max,
         };
+        let place = self.admit().await?;
         let (answers, out) = mpsc::channel(ANSWERS_QUEUED);
         let replay = self.clone();
         self.tasks.spawn("read", async move {
+            let _place = place;
             for (partition, from) in positions {
                 replay.read_partition(&stream, partition, from, limits, &answers).await;
             }
@@ -340,37 +286,104 @@ impl<S: Store> ReplayService for Replay<S> {
 
     async fn read_thread(
         &self,
-        _request: Request<wire::ReadThreadRequest>,
+        request: Request<wire::ReadThreadRequest>,
     ) -> Result<Response<Self::ReadThreadStream>, Status> {
-        Err(Error::Unimplemented("ReadThread").into())
+        let place = self.admit().await?;
+        let reading = thread_reads::Reading::begin(Arc::clone(&self.store), request.into_inner()).await?;
+        let (answers, out) = mpsc::channel(ANSWERS_QUEUED);
+        self.tasks.spawn("read thread", async move {
+            let _place = place;
+            reading.run(answers).await;
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
     }
 
     async fn list_threads(
         &self,
-        _request: Request<wire::ListThreadsRequest>,
+        request: Request<wire::ListThreadsRequest>,
     ) -> Result<Response<wire::ListThreadsResponse>, Status> {
-        Err(Error::Unimplemented("ListThreads").into())
+        let _place = self.admit().await?;
+        let request = request.into_inner();
+        let stream = Stream::new(&request.stream).map_err(Error::from)?;
+        Ok(Response::new(directory::list(&*self.store, &stream, &request).await?))
     }
 
     async fn describe_thread(
         &self,
-        _request: Request<wire::DescribeThreadRequest>,
+        request: Request<wire::DescribeThreadRequest>,
     ) -> Result<Response<wire::DescribeThreadResponse>, Status> {
-        Err(Error::Unimplemented("DescribeThread").into())
+        let _place = self.admit().await?;
+        let request = request.into_inner();
+        let stream = Stream::new(&request.stream).map_err(Error::from)?;
+        let name = ThreadName::new(&request.thread_id).map_err(Error::from)?;
+        let summary = directory::find(&*self.store, &stream, &name, &request.tenant_id).await?;
+        Ok(Response::new(wire::DescribeThreadResponse { thread: Some(directory::thread(summary)) }))
     }
 
     async fn describe_partitions(
         &self,
-        _request: Request<wire::DescribePartitionsRequest>,
+        request: Request<wire::DescribePartitionsRequest>,
     ) -> Result<Response<wire::DescribePartitionsResponse>, Status> {
-        Err(Error::Unimplemented("DescribePartitions").into())
+        let request = request.into_inner();
+        let stream = Stream::new(&request.stream).map_err(Error::from)?;
+        let asked = request.partitions.iter().map(|id| Partition::new(*id)).collect::<Result<Vec<_>, _>>();
+        let asked = asked.map_err(Error::from)?;
+        let asked =
+            if asked.is_empty() { self.store.partitions(&stream).await.map_err(Error::from)? } else { asked };
+        let described = asked.into_iter().map(|partition| self.store.describe_partition(&stream, partition));
+        let described = try_join_all(described).await.map_err(Error::from)?;
+        let age = self.retention_of(&stream).await?.0.age;
+        let partitions = described.into_iter().flatten().map(|kept| upkeep::described(&kept, age)).collect();
+        Ok(Response::new(wire::DescribePartitionsResponse { partitions }))
     }
 
     async fn delete_thread(
         &self,
-        _request: Request<wire::DeleteThreadRequest>,
+        request: Request<wire::DeleteThreadRequest>,
     ) -> Result<Response<wire::DeleteThreadResponse>, Status> {
-        Err(Error::Unimplemented("DeleteThread").into())
+        let request = request.into_inner();
+        let stream = Stream::new(&request.stream).map_err(Error::from)?;
+        let name = ThreadName::new(&request.thread_id).map_err(Error::from)?;
+        let existed = match directory::find(&*self.store, &stream, &name, &request.tenant_id).await {
+            Ok(summary) => {
+                self.store.delete_thread(&stream, summary.partition, &name).await.map_err(Error::from)?
+            }
+            Err(Error::NoThread(_)) => false,
+            Err(error) => return Err(error.into()),
+        };
+        tracing::info!(
+            audit = true,
+            stream = stream.as_str(),
+            thread = request.thread_id,
+            tenant = request.tenant_id,
+            reason = request.reason,
+            existed,
+            "thread deleted"
+        );
+        Ok(Response::new(wire::DeleteThreadResponse { existed }))
+    }
+
+    async fn get_retention(
+        &self,
+        request: Request<wire::GetRetentionRequest>,
+    ) -> Result<Response<wire::GetRetentionResponse>, Status> {
+        let stream = Stream::new(&request.into_inner().stream).map_err(Error::from)?;
+        let (retention, is_set) = self.retention_of(&stream).await?;
+        Ok(Response::new(wire::GetRetentionResponse { retention: Some(upkeep::told(retention)), is_set }))
+    }
+
+    async fn set_retention(
+        &self,
+        request: Request<wire::SetRetentionRequest>,
+    ) -> Result<Response<wire::SetRetentionResponse>, Status> {
+        let request = request.into_inner();
+        let stream = Stream::new(&request.stream).map_err(Error::from)?;
+        let retention = request.retention.map(|asked| upkeep::checked(&asked)).transpose()?;
+        self.store.set_retention(&stream, retention).await.map_err(Error::from)?;
+        let (now, _) = self.retention_of(&stream).await?;
+        tracing::info!(audit = true, stream = stream.as_str(), retention = ?now, reason = request.reason,
+            "retention changed");
+        Ok(Response::new(wire::SetRetentionResponse { retention: Some(upkeep::told(now)) }))
     }
 }
 

@@ -4,16 +4,26 @@ use dashstream_proto::{DESCRIPTORS, replay::v1::replay_service_server::ReplaySer
 use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
+mod append;
 pub mod config;
+pub mod connection;
+mod directory;
 pub mod error;
+pub mod eviction;
 pub mod grpc;
 pub mod keys;
+pub mod legacy;
 pub mod memory_store;
 pub mod metrics;
 pub mod redis_store;
 pub mod store;
+mod stored;
+mod thread_reads;
+pub mod threads;
+mod upkeep;
 
 pub use config::{Config, StoreKind};
+use redis_store::{RedisStore, WaitFor};
 
 /// Largest message of an append: a batch of one record of the largest payload, and some.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -32,10 +42,10 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
             serve(Arc::new(store), config, metrics, listener, kit).await
         }
         StoreKind::Redis => {
-            let store =
-                redis_store::RedisStore::new(&config.redis_url, config.redis_timeout, config.retention)
-                    .map_err(|error| anyhow::anyhow!("REDIS_URL is wrong: {error}"))?;
-            let store = Arc::new(store);
+            let connections = connection::Connections::new(&config.redis)?;
+            let wait = (config.wait_replicas > 0)
+                .then_some(WaitFor { replicas: config.wait_replicas, timeout: config.wait_timeout });
+            let store = Arc::new(RedisStore::new(connections, config.retention, wait));
             let latch = kit.readiness.latch("redis");
             kit.tasks.spawn("redis ping", watch(Arc::clone(&store), latch, kit.clone()));
             serve(store, config, metrics, listener, kit).await
@@ -51,6 +61,9 @@ async fn serve<S: store::Store>(
     kit: Kit,
 ) -> anyhow::Result<()> {
     tracing::info!(listen = %listener.local_addr()?, store = ?config.store, retention = ?config.retention.age, "replay started");
+    let upkeep =
+        upkeep::run(Arc::clone(&store), config.retention, metrics.kept.clone(), kit.tasks.stop_token());
+    kit.tasks.spawn("upkeep", upkeep);
     let service = grpc::Replay::new(store, config, metrics, kit.tasks.clone());
     let service = ReplayServiceServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -59,7 +72,7 @@ async fn serve<S: store::Store>(
 }
 
 /// Ready while Redis answers.
-async fn watch(store: Arc<redis_store::RedisStore>, latch: Latch, kit: Kit) {
+async fn watch(store: Arc<RedisStore>, latch: Latch, kit: Kit) {
     let stop = kit.tasks.stop_token();
     let mut interval = tokio::time::interval(PING_INTERVAL);
     let mut was_well = true;

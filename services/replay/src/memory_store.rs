@@ -1,26 +1,36 @@
 //! The store in memory: for local mode, and the model of what a store does.
 use crate::{
     config::Retention,
-    keys::Stream,
-    store::{Appended, Error, Fit, From, Open, Opened, Page, Raw, Store, fit, page},
+    keys::{Stream, ThreadName},
+    store::{
+        Appended, Description, Error, Fit, From, ListPlace, Open, Opened, Page, Raw, Store, fit, from_time,
+        page,
+    },
+    stored,
+    threads::{After, Delta, IndexEntry, Summary, ThreadPage, deltas, plan, select, stands_in},
 };
 use dashstream_core::{
-    batch::Span,
-    position::{Epoch, Link, NextOffset, Partition},
+    batch::{Malformed, Span},
+    position::{Epoch, Link, NextOffset, Offset, Partition},
 };
-use dashstream_proto::log::v1::Batch;
-use prost::Message;
+use dashstream_proto::log::v1::{Batch, RunStatus};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// All partitions of all streams.
 #[derive(Debug)]
 pub struct MemoryStore {
-    retention: Retention,
-    logs: Mutex<HashMap<(String, Partition), Log>>,
+    default: Retention,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    logs: BTreeMap<(String, Partition), Log>,
+    retention: HashMap<String, Retention>,
 }
 
 /// One partition.
@@ -32,6 +42,7 @@ struct Log {
     records: u64,
     bytes: u64,
     written: Instant,
+    threads: HashMap<ThreadName, Thread>,
 }
 
 #[derive(Debug)]
@@ -39,25 +50,57 @@ struct Entry {
     batch: Batch,
     bytes: u64,
     appended: Instant,
+    appended_ms: i64,
+    /// The greatest Kafka time up to its end.
+    newest_time_ms: i64,
+}
+
+#[derive(Debug)]
+struct Thread {
+    summary: Summary,
+    index: Vec<IndexEntry>,
+    whole_state: Option<Batch>,
+    active_ms: i64,
+    written: Instant,
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl State {
+    fn log(&self, stream: &Stream, partition: Partition) -> Option<&Log> {
+        self.logs.get(&(stream.as_str().to_owned(), partition))
+    }
+
+    fn log_mut(&mut self, stream: &Stream, partition: Partition) -> Option<&mut Log> {
+        self.logs.get_mut(&(stream.as_str().to_owned(), partition))
+    }
 }
 
 impl MemoryStore {
     pub fn new(retention: Retention) -> Self {
-        Self { retention, logs: Mutex::default() }
+        Self { default: retention, state: Mutex::default() }
     }
 
-    /// The lock is held for moments and never over an await.
-    fn logs(&self) -> MutexGuard<'_, HashMap<(String, Partition), Log>> {
-        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
-        let age = self.retention.age;
-        logs.retain(|_, log| log.written.elapsed() < age);
-        logs
+    /// What is left of the state now. The lock is held for moments and never over an await.
+    fn state(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let State { logs, retention } = &mut *state;
+        logs.retain(|(stream, _), log| {
+            let age = retention.get(stream).unwrap_or(&self.default).age;
+            log.threads.retain(|_, thread| thread.written.elapsed() < age + age / 16);
+            log.written.elapsed() < age
+        });
+        state
     }
 
     fn append_one(&self, stream: &Stream, batch: &Batch) -> Result<Appended, Error> {
-        let partition = Partition::new(batch.partition).map_err(dashstream_core::batch::Malformed::from)?;
-        let mut logs = self.logs();
-        let Some(log) = logs.get_mut(&(stream.as_str().to_owned(), partition)) else {
+        let partition = Partition::new(batch.partition).map_err(Malformed::from)?;
+        let mut state = self.state();
+        let retention = state.retention.get(stream.as_str()).copied().unwrap_or(self.default);
+        let Some(log) = state.log_mut(stream, partition) else {
             return Ok(Appended::Epoch { epoch: None, held: None });
         };
         if log.epoch.get() != batch.epoch {
@@ -67,7 +110,7 @@ impl MemoryStore {
             Fit::Done(appended) => Ok(appended),
             Fit::Append(rest) => {
                 let last = rest.last();
-                log.push(rest, self.retention);
+                log.push(partition, rest, retention)?;
                 Ok(Appended::Stored { last })
             }
         }
@@ -76,24 +119,84 @@ impl MemoryStore {
 
 impl Log {
     fn new(epoch: Epoch) -> Self {
-        let entries = VecDeque::new();
-        Self { epoch, held: None, entries, records: 0, bytes: 0, written: Instant::now() }
+        Self {
+            epoch,
+            held: None,
+            entries: VecDeque::new(),
+            records: 0,
+            bytes: 0,
+            written: Instant::now(),
+            threads: HashMap::new(),
+        }
     }
 
-    fn push(&mut self, batch: Batch, retention: Retention) {
-        let now = Instant::now();
-        let bytes = batch.encoded_len() as u64;
+    fn push(&mut self, partition: Partition, batch: Batch, retention: Retention) -> Result<(), Malformed> {
+        let (now, appended_ms) = (Instant::now(), now_ms());
+        let bytes = stored::encode(&batch).len() as u64;
+        let mut newest_time_ms = self.entries.back().map_or(0, |entry| entry.newest_time_ms);
+        for record in dashstream_core::batch::records(&batch) {
+            newest_time_ms = newest_time_ms.max(record?.timestamp_ms.unwrap_or(0));
+        }
+        for delta in deltas(&batch)? {
+            self.add(partition, delta, batch.last(), now, appended_ms);
+        }
         self.held = Some(batch.last());
         self.records += u64::from(batch.record_count);
         self.bytes += bytes;
         self.written = now;
-        self.entries.push_back(Entry { batch, bytes, appended: now });
+        self.entries.push_back(Entry { batch, bytes, appended: now, appended_ms, newest_time_ms });
         while self.entries.len() > 1 && self.is_over(retention, now) {
             if let Some(oldest) = self.entries.pop_front() {
                 self.records -= u64::from(oldest.batch.record_count);
                 self.bytes -= oldest.bytes;
             }
         }
+        Ok(())
+    }
+
+    fn add(&mut self, partition: Partition, delta: Delta, batch: Offset, now: Instant, active_ms: i64) {
+        let epoch = self.epoch;
+        let thread = self.threads.entry(delta.name.clone()).or_insert_with(|| Thread {
+            summary: Summary {
+                name: delta.name.clone(),
+                partition,
+                epoch,
+                tenant_id: delta.tenant_id.clone(),
+                status: RunStatus::Unspecified,
+                graph_name: String::new(),
+                first_time_ms: delta.first_time_ms,
+                last_time_ms: 0,
+                last: delta.last,
+                records: 0,
+                errors: 0,
+                tokens: 0,
+                cost: 0.0,
+                whole_state: None,
+            },
+            index: Vec::new(),
+            whole_state: None,
+            active_ms,
+            written: now,
+        });
+        let summary = &mut thread.summary;
+        if delta.status != RunStatus::Unspecified {
+            summary.status = delta.status;
+        }
+        if !delta.graph_name.is_empty() {
+            summary.graph_name = delta.graph_name;
+        }
+        summary.last_time_ms = delta.last_time_ms;
+        summary.last = delta.last;
+        summary.records += delta.records;
+        summary.errors += delta.errors;
+        summary.tokens += delta.tokens;
+        summary.cost += delta.cost;
+        if let Some(whole) = delta.whole_state {
+            summary.whole_state = Some(whole.last());
+            thread.whole_state = Some(whole);
+        }
+        thread.index.push(IndexEntry { batch, sequence: delta.sequence.unwrap_or(0) });
+        (thread.active_ms, thread.written) = (active_ms, now);
     }
 
     fn is_over(&self, retention: Retention, now: Instant) -> bool {
@@ -104,13 +207,65 @@ impl Log {
     fn belongs_to_an_earlier_life(&self, high_watermark: Option<NextOffset>) -> bool {
         matches!((self.held, high_watermark), (Some(held), Some(mark)) if held.next() > mark)
     }
+
+    fn raw(&self, from: From, bytes_max: u64) -> Raw {
+        let begin = match from {
+            From::Earliest => 0,
+            From::Latest => self.entries.len(),
+            From::After { at, .. } => self.entries.partition_point(|entry| Some(entry.batch.last()) <= at),
+            From::AtTime(time_ms) => self.entries.partition_point(|entry| entry.newest_time_ms < time_ms),
+        };
+        let mut bytes = 0;
+        let batches = self.entries.range(begin..).take_while(|entry| {
+            bytes += entry.bytes;
+            bytes <= bytes_max || bytes == entry.bytes
+        });
+        Raw {
+            epoch: Some(self.epoch),
+            held: self.held,
+            earliest: self.entries.front().map(|entry| entry.batch.first()),
+            batches: batches.map(|entry| entry.batch.clone()).collect(),
+        }
+    }
+
+    fn thread_page(
+        &self,
+        partition: Partition,
+        name: &ThreadName,
+        after: After,
+        records_max: usize,
+    ) -> Result<Option<ThreadPage>, Malformed> {
+        let Some(thread) = self.threads.get(name) else { return Ok(None) };
+        if matches!(after, After::Offset { epoch, .. } if epoch != self.epoch) {
+            return Ok(None);
+        }
+        let oldest = self.entries.front().map(|entry| &entry.batch);
+        let (batches, trimmed) = plan(&thread.index, oldest.map(Span::last), after);
+        let mut page =
+            ThreadPage { partition, epoch: self.epoch, records: Vec::new(), at_end: true, trimmed };
+        let whole = thread.whole_state.as_ref();
+        if let Some(whole) = whole.filter(|w| stands_in(Some(w.last()), oldest.map(Span::first), after)) {
+            page.records.extend(select(whole, &name.id(), After::Nothing)?);
+        }
+        for (at, last) in batches.iter().enumerate() {
+            let found = self.entries.partition_point(|entry| entry.batch.last() < *last);
+            let Some(entry) = self.entries.get(found) else { continue };
+            page.records.extend(select(&entry.batch, &name.id(), after)?);
+            if page.records.len() >= records_max {
+                page.at_end = at + 1 == batches.len() && page.records.len() == records_max;
+                page.records.truncate(records_max);
+                break;
+            }
+        }
+        Ok(Some(page))
+    }
 }
 
 impl Store for MemoryStore {
     async fn open(&self, stream: &Stream, open: Open) -> Result<Opened, Error> {
-        let mut logs = self.logs();
+        let mut state = self.state();
         let key = (stream.as_str().to_owned(), open.partition);
-        let log = logs.entry(key).or_insert_with(|| Log::new(open.known_epoch.unwrap_or(open.mint)));
+        let log = state.logs.entry(key).or_insert_with(|| Log::new(open.known_epoch.unwrap_or(open.mint)));
         let new_epoch = log.belongs_to_an_earlier_life(open.high_watermark);
         if new_epoch {
             *log = Log::new(open.mint.max(Epoch::new(log.epoch.get() + 1)));
@@ -129,25 +284,115 @@ impl Store for MemoryStore {
         from: From,
         bytes_max: u64,
     ) -> Result<Page, Error> {
-        let raw = match self.logs().get(&(stream.as_str().to_owned(), partition)) {
-            None => Raw::default(),
-            Some(log) => {
-                let at = match from {
-                    From::Earliest => None,
-                    From::Latest => log.held,
-                    From::After { at, .. } => at,
-                };
-                let begin = log.entries.partition_point(|entry| Some(entry.batch.last()) <= at);
-                let mut bytes = 0;
-                let batches = log.entries.range(begin..).take_while(|entry| {
-                    bytes += entry.bytes;
-                    bytes <= bytes_max || bytes == entry.bytes
-                });
-                let batches = batches.map(|entry| entry.batch.clone()).collect();
-                let earliest = log.entries.front().map(|entry| entry.batch.first());
-                Raw { epoch: Some(log.epoch), held: log.held, earliest, batches }
-            }
-        };
+        let raw = self.state().log(stream, partition).map(|log| log.raw(from, bytes_max));
+        let mut raw = raw.unwrap_or_default();
+        if let From::AtTime(time_ms) = from {
+            from_time(&mut raw.batches, time_ms)?;
+        }
         page(partition, from, raw)
+    }
+
+    async fn read_thread(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        name: &ThreadName,
+        after: After,
+        records_max: usize,
+    ) -> Result<Option<ThreadPage>, Error> {
+        let state = self.state();
+        let page =
+            state.log(stream, partition).map(|log| log.thread_page(partition, name, after, records_max));
+        Ok(page.transpose()?.flatten())
+    }
+
+    async fn list_threads(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        below: Option<&ListPlace>,
+        limit: usize,
+    ) -> Result<Vec<(ListPlace, Summary)>, Error> {
+        let state = self.state();
+        let threads = state.log(stream, partition).into_iter().flat_map(|log| log.threads.values());
+        let mut listed: Vec<_> = threads
+            .map(|thread| {
+                let place = ListPlace { active_ms: thread.active_ms, name: thread.summary.name.clone() };
+                (place, thread.summary.clone())
+            })
+            .filter(|(place, _)| {
+                below.is_none_or(|below| (place.active_ms, &place.name) < (below.active_ms, &below.name))
+            })
+            .collect();
+        listed.sort_by(|(a, _), (b, _)| (b.active_ms, &b.name).cmp(&(a.active_ms, &a.name)));
+        listed.truncate(limit);
+        Ok(listed)
+    }
+
+    async fn describe_thread(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        name: &ThreadName,
+    ) -> Result<Option<Summary>, Error> {
+        let state = self.state();
+        let thread = state.log(stream, partition).and_then(|log| log.threads.get(name));
+        Ok(thread.map(|thread| thread.summary.clone()))
+    }
+
+    async fn delete_thread(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        name: &ThreadName,
+    ) -> Result<bool, Error> {
+        let mut state = self.state();
+        Ok(state.log_mut(stream, partition).is_some_and(|log| log.threads.remove(name).is_some()))
+    }
+
+    async fn partitions(&self, stream: &Stream) -> Result<Vec<Partition>, Error> {
+        let state = self.state();
+        let of_stream = state.logs.keys().filter(|(name, _)| name == stream.as_str());
+        Ok(of_stream.map(|(_, partition)| *partition).collect())
+    }
+
+    async fn describe_partition(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+    ) -> Result<Option<Description>, Error> {
+        let state = self.state();
+        let Some(log) = state.log(stream, partition) else { return Ok(None) };
+        Ok(Some(Description {
+            partition,
+            epoch: log.epoch,
+            earliest: log.entries.front().map(|entry| entry.batch.first()),
+            held: log.held,
+            records: log.records,
+            bytes: log.bytes,
+            last_append_ms: log.entries.back().map_or(0, |entry| entry.appended_ms),
+            oldest_append_ms: log.entries.front().map_or(0, |entry| entry.appended_ms),
+            threads: log.threads.len() as u64,
+        }))
+    }
+
+    async fn retention(&self, stream: &Stream) -> Result<Option<Retention>, Error> {
+        Ok(self.state().retention.get(stream.as_str()).copied())
+    }
+
+    async fn set_retention(&self, stream: &Stream, retention: Option<Retention>) -> Result<(), Error> {
+        let mut state = self.state();
+        match retention {
+            Some(retention) => drop(state.retention.insert(stream.as_str().to_owned(), retention)),
+            None => drop(state.retention.remove(stream.as_str())),
+        }
+        Ok(())
+    }
+
+    async fn maintain(&self) -> Result<Vec<Stream>, Error> {
+        let state = self.state();
+        let mut streams: Vec<_> = state.logs.keys().filter_map(|(name, _)| Stream::new(name).ok()).collect();
+        streams.dedup();
+        Ok(streams)
     }
 }

@@ -1,10 +1,10 @@
 -- Opens a partition for a writer: says its epoch and what it holds, and opens a new epoch where the log held
 -- belongs to an earlier life of the topic.
 --
--- KEYS  1 meta (hash), 2 log (stream)
+-- KEYS  1 meta, 2 log, 3 directory
 -- ARGV  1 epoch that the writer knows ('' for none), 2 epoch to mint, 3 high watermark ('' for unknown),
---       4 retention in ms
--- Returns {epoch, last offset held, '1' for a new epoch}.
+--       4 age in ms
+-- Returns {epoch, last offset held, '1' for a new epoch, 'mint' when the minted one is not later than the log's}.
 local function less(a, b) -- decimal texts without leading zeros
   if #a ~= #b then return #a < #b end
   return a < b
@@ -13,15 +13,16 @@ end
 local meta = redis.call('HMGET', KEYS[1], 'e', 'l')
 local epoch, held = meta[1] or '', meta[2] or ''
 if epoch ~= '' and held ~= '' and ARGV[3] ~= '' and not less(held, ARGV[3]) then
-  if not less(epoch, ARGV[2]) then return redis.error_reply('EPOCH ' .. epoch) end
-  redis.call('UNLINK', KEYS[1], KEYS[2])
+  -- A clock that went back: the caller mints a later one.
+  if not less(epoch, ARGV[2]) then return {epoch, held, 'mint'} end
+  redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3])
   redis.call('HSET', KEYS[1], 'e', ARGV[2])
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
   return {ARGV[2], '', '1'}
 end
 if epoch == '' then
   epoch = ARGV[1] ~= '' and ARGV[1] or ARGV[2]
-  redis.call('UNLINK', KEYS[2])
+  redis.call('UNLINK', KEYS[2], KEYS[3])
   redis.call('HSET', KEYS[1], 'e', epoch)
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
 end

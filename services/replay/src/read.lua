@@ -1,6 +1,6 @@
 -- Reads batches of one partition together with its head, so that both are of the same moment.
 --
--- KEYS  1 meta (hash), 2 log (stream)
+-- KEYS  1 meta, 2 log
 -- ARGV  1 first entry id to read, 2 most bytes; at least one batch is read; 0 reads none,
 --       3 epoch that the reader is in ('' for any)
 -- Returns {epoch, last offset held, oldest batch when the reader is in another epoch, batch, ...}.

@@ -1,7 +1,11 @@
 //! What the service needs of a store. The memory store is the model that the Redis one is tested against.
-use crate::keys::Stream;
+use crate::{
+    config::Retention,
+    keys::{Stream, ThreadName},
+    threads::{After, Summary, ThreadPage},
+};
 use dashstream_core::{
-    batch::{Malformed, Span, cut_after},
+    batch::{self, Malformed, Span, cut_after},
     position::{Epoch, Link, NextOffset, Offset, Partition, Step, step},
 };
 use dashstream_proto::log::v1::{Batch, Gap, GapReason};
@@ -14,6 +18,8 @@ pub enum Error {
     Unavailable(#[from] redis::RedisError),
     #[error("the store's answer is not what was written: {0}")]
     Corrupt(String),
+    #[error("{reached} of {wanted} replicas of the store have it")]
+    NotReplicated { reached: u32, wanted: u32 },
     #[error("the store holds a broken batch")]
     Malformed(#[from] Malformed),
 }
@@ -58,7 +64,12 @@ pub enum Appended {
 pub enum From {
     Earliest,
     Latest,
-    After { epoch: Epoch, at: Link },
+    /// The first record of this time or later, milliseconds since 1970.
+    AtTime(i64),
+    After {
+        epoch: Epoch,
+        at: Link,
+    },
 }
 
 /// What is read.
@@ -70,6 +81,32 @@ pub enum Page {
     Stale { epoch: Epoch, earliest: Option<Offset>, held: Link },
     /// Nothing is known of the partition, or less than the reader has: it may be refilled.
     Seeding,
+}
+
+/// What is kept of one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Description {
+    pub partition: Partition,
+    pub epoch: Epoch,
+    pub earliest: Option<Offset>,
+    pub held: Link,
+    pub records: u64,
+    /// Of stored batches.
+    pub bytes: u64,
+    /// When the newest batch was appended, milliseconds since 1970; 0 where none was.
+    pub last_append_ms: i64,
+    /// When the oldest batch was appended.
+    pub oldest_append_ms: i64,
+    /// Threads that are listed.
+    pub threads: u64,
+}
+
+/// A place in the list of threads of one partition, which is ordered by activity and name, both descending.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListPlace {
+    /// When it was last appended to, milliseconds since 1970.
+    pub active_ms: i64,
+    pub name: ThreadName,
 }
 
 /// A store. Appends of one call are done in order; each is atomic.
@@ -89,6 +126,63 @@ pub trait Store: Send + Sync + 'static {
         from: From,
         bytes_max: u64,
     ) -> impl Future<Output = Result<Page, Error>> + Send;
+
+    /// Up to about `records_max` records of a thread; `None` when the partition does not have it.
+    fn read_thread(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        name: &ThreadName,
+        after: After,
+        records_max: usize,
+    ) -> impl Future<Output = Result<Option<ThreadPage>, Error>> + Send;
+
+    /// Threads of a partition behind `below`, at most `limit`, and no more than are asked for at once.
+    fn list_threads(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        below: Option<&ListPlace>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<(ListPlace, Summary)>, Error>> + Send;
+
+    fn describe_thread(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        name: &ThreadName,
+    ) -> impl Future<Output = Result<Option<Summary>, Error>> + Send;
+
+    /// Deletes what is kept under the thread's own keys. False when there was nothing.
+    fn delete_thread(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        name: &ThreadName,
+    ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Partitions that were opened and not forgotten since.
+    fn partitions(&self, stream: &Stream) -> impl Future<Output = Result<Vec<Partition>, Error>> + Send;
+
+    fn describe_partition(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+    ) -> impl Future<Output = Result<Option<Description>, Error>> + Send;
+
+    /// What is kept where it was set for the stream.
+    fn retention(&self, stream: &Stream) -> impl Future<Output = Result<Option<Retention>, Error>> + Send;
+
+    /// Sets what is kept, or takes that back.
+    fn set_retention(
+        &self,
+        stream: &Stream,
+        retention: Option<Retention>,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// To be called every second: takes up what other replicas set, and keeps the list of partitions alive.
+    /// Returns the streams that are in use.
+    fn maintain(&self) -> impl Future<Output = Result<Vec<Stream>, Error>> + Send;
 }
 
 /// What a store finds at a position, before it is judged.
@@ -112,7 +206,7 @@ pub(crate) fn page(partition: Partition, from: From, raw: Raw) -> Result<Page, E
         }
         From::After { at, .. } if at > held => return Ok(Page::Seeding),
         From::After { at, .. } => at,
-        From::Earliest => batches.first().map_or(held, |first| first.link()),
+        From::Earliest | From::AtTime(_) => batches.first().map_or(held, |first| first.link()),
         From::Latest => held,
     };
     let mut gap = None;
@@ -126,10 +220,11 @@ pub(crate) fn page(partition: Partition, from: From, raw: Raw) -> Result<Page, E
             }
             Step::Missing { first, last } => gap = Some(lost(epoch, partition, first, last)),
         }
-    } else if at < held && from != From::Latest {
+    } else if at < held && matches!(from, From::Earliest | From::After { .. }) {
         // The head says more than the log has: the log itself is gone.
         let first = at.map_or(Offset::clamped(0), |at| Offset::clamped(at.get() + 1));
-        gap = held.map(|held| lost(epoch, partition, first, held));
+        gap = held
+            .map(|held| Gap { reason: GapReason::StoreLost.into(), ..lost(epoch, partition, first, held) });
     }
     let reached = batches.last().map_or(at, |last| Some(last.last()));
     let at_end = reached >= held || gap.is_some() && batches.is_empty();
@@ -144,6 +239,24 @@ fn lost(epoch: Epoch, partition: Partition, first: Offset, last: Offset) -> Gap 
         last_offset: last.get(),
         reason: GapReason::Retention.into(),
     }
+}
+
+/// Leaves out what a reader from a time on does not want: everything before the first record of that time.
+pub(crate) fn from_time(batches: &mut Vec<Batch>, time_ms: i64) -> Result<(), Malformed> {
+    let Some(first) = batches.first_mut() else { return Ok(()) };
+    let mut before = first.link();
+    for record in batch::records(first) {
+        let record = record?;
+        if record.timestamp_ms.is_some_and(|time| time >= time_ms) {
+            break;
+        }
+        before = Some(Offset::clamped(record.offset));
+    }
+    match cut_after(first, before)? {
+        Some(rest) => *first = rest,
+        None => drop(batches.remove(0)),
+    }
+    Ok(())
 }
 
 /// What the compare of compare-and-append says.

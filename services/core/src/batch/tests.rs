@@ -12,6 +12,7 @@ pub(crate) fn envelope(at: u64) -> Envelope {
         thread_id: format!("thread-{}", at % 3),
         sequence: Some(at + 1),
         more_threads: Vec::new(),
+        run: RunFacts::default(),
     };
     Envelope {
         offset: offset(at),

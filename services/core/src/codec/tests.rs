@@ -116,6 +116,19 @@ fn limits_are_exact_and_a_bomb_without_a_declared_size_stops_at_them() {
     );
 }
 
+#[test]
+fn a_thread_id_is_refused_when_too_long_and_never_cut() {
+    let message = |bytes| {
+        let header = wire::Header { thread_id: "x".repeat(bytes), ..Default::default() };
+        let event = wire::Event { header: Some(header), ..Default::default() };
+        encode(&wire::DashStreamMessage { message: Some(Member::Event(event)) }, 512)
+    };
+    let most = facts(Some(&message(THREAD_ID_BYTES_MAX)), Limits::default()).unwrap();
+    assert_eq!(most.thread_id.len(), THREAD_ID_BYTES_MAX);
+    let error = facts(Some(&message(THREAD_ID_BYTES_MAX + 1)), Limits::default()).unwrap_err();
+    assert_eq!(error.to_string(), "a thread id has 1025 bytes: expected at most 1024");
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_decoder_panic(payload in prop::collection::vec(any::<u8>(), 0..256)) {

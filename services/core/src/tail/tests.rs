@@ -74,6 +74,16 @@ fn a_later_epoch_replaces_the_log_and_an_earlier_one_is_ignored() {
     assert_eq!((tail.epoch(), tail.durable()), (Some(Epoch::new(6)), at(1)));
 }
 
+#[test]
+fn a_replay_that_is_a_life_behind_is_asked_again_only_at_the_next_tick() {
+    let mut tail = Tail::new(1 << 20);
+    tail.on(Input::Heartbeat { epoch: EPOCH, durable: at(4) });
+    let fetch = Output::Fetch { epoch: EPOCH, after: at(4) };
+    assert_eq!(tail.on(Input::Heartbeat { epoch: EPOCH, durable: at(8) }), fetch);
+    assert_eq!(tail.on(Input::Stale { epoch: Epoch::new(4), end: at(90) }), Output::Nothing);
+    assert_eq!((tail.epoch(), tail.on_tick()), (Some(EPOCH), fetch));
+}
+
 proptest! {
     /// Owners repeat, overtake and lose; replay pages are short or fail. The ring never breaks, and ends whole.
     #[test]

@@ -1,0 +1,190 @@
+//! What is kept, and of which partitions: a stream's own data, apart from its partitions' logs.
+use super::{RedisStore, as_text, millis, parse_epoch, parse_link};
+use crate::{
+    config::Retention,
+    keys::{Key, Stream},
+    store::{Description, Error},
+};
+use bytes::Bytes;
+use dashstream_core::position::{Offset, Partition};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Retention that was set lives this long beyond the last use of its stream.
+const RETENTION_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// What this process knows of the streams that it serves.
+#[derive(Debug)]
+pub(super) struct Inventory {
+    default: Retention,
+    streams: Mutex<HashMap<String, InUse>>,
+}
+
+#[derive(Debug, Default)]
+struct InUse {
+    /// What is kept, where it was set.
+    retention: Option<Retention>,
+    /// Partitions appended to since the last refresh.
+    appended: BTreeSet<Partition>,
+}
+
+impl Inventory {
+    pub(super) fn new(default: Retention) -> Self {
+        Self { default, streams: Mutex::default() }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, HashMap<String, InUse>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is kept of a stream, as last heard.
+    pub(super) fn retention(&self, stream: &Stream) -> Retention {
+        self.streams().get(stream.as_str()).and_then(|in_use| in_use.retention).unwrap_or(self.default)
+    }
+
+    /// A partition is in use.
+    pub(super) fn appended(&self, stream: &Stream, partition: Partition) {
+        let mut streams = self.streams();
+        match streams.get_mut(stream.as_str()) {
+            Some(in_use) => drop(in_use.appended.insert(partition)),
+            None => drop(streams.entry(stream.as_str().to_owned()).or_default().appended.insert(partition)),
+        }
+    }
+
+    fn heard(&self, stream: &Stream, retention: Option<Retention>) {
+        self.streams().entry(stream.as_str().to_owned()).or_default().retention = retention;
+    }
+
+    fn take_appended(&self) -> Vec<(Stream, BTreeSet<Partition>)> {
+        let mut streams = self.streams();
+        let taken = streams.iter_mut().filter_map(|(name, in_use)| {
+            Some((Stream::new(name).ok()?, std::mem::take(&mut in_use.appended)))
+        });
+        taken.collect()
+    }
+}
+
+impl RedisStore {
+    /// Notes that a partition exists, for as long as what it holds.
+    pub(super) async fn register(&self, stream: &Stream, partition: Partition) -> Result<(), Error> {
+        let retention = self.stored_retention(stream).await?;
+        self.inventory.heard(stream, retention);
+        self.note(stream, &BTreeSet::from([partition])).await
+    }
+
+    async fn note(&self, stream: &Stream, partitions: &BTreeSet<Partition>) -> Result<(), Error> {
+        let key = Key::Partitions(stream).to_string();
+        let age = self.inventory.retention(stream).age;
+        let mut pipeline = redis::pipe();
+        let add = pipeline.cmd("SADD").arg(&key);
+        for partition in partitions {
+            add.arg(partition.get());
+        }
+        pipeline.ignore().cmd("PEXPIRE").arg(&key).arg(millis(age + age / 16)).ignore();
+        Ok(pipeline.query_async(&mut self.reads.clone()).await?)
+    }
+
+    pub(super) async fn refresh(&self) -> Result<Vec<Stream>, Error> {
+        let mut streams = Vec::new();
+        for (stream, appended) in self.inventory.take_appended() {
+            let retention = self.stored_retention(&stream).await?;
+            self.inventory.heard(&stream, retention);
+            if !appended.is_empty() {
+                self.note(&stream, &appended).await?;
+                if retention.is_some() {
+                    self.prolong_retention(&stream).await?;
+                }
+            }
+            streams.push(stream);
+        }
+        Ok(streams)
+    }
+
+    pub(super) async fn known_partitions(&self, stream: &Stream) -> Result<Vec<Partition>, Error> {
+        let mut command = redis::cmd("SMEMBERS");
+        command.arg(Key::Partitions(stream).to_string());
+        let members: Vec<i32> = command.query_async(&mut self.reads.clone()).await?;
+        let mut partitions: Vec<_> = members.into_iter().filter_map(|id| Partition::new(id).ok()).collect();
+        partitions.sort_unstable();
+        Ok(partitions)
+    }
+
+    pub(super) async fn description(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+    ) -> Result<Option<Description>, Error> {
+        let mut pipeline = redis::pipe();
+        let fields = pipeline.cmd("HMGET").arg(Key::Meta(stream, partition).to_string());
+        fields.arg(&["e", "l", "n", "b", "t", "a"]);
+        pipeline.cmd("XRANGE").arg(Key::Log(stream, partition).to_string()).arg(&["-", "+", "COUNT", "1"]);
+        pipeline.cmd("ZCARD").arg(Key::Directory(stream, partition).to_string());
+        type Entries = Vec<(String, HashMap<String, Bytes>)>;
+        let answer: (Vec<Option<Bytes>>, Entries, u64) =
+            pipeline.query_async(&mut self.reads.clone()).await?;
+        let (meta, entries, threads) = answer;
+        let field = |at: usize| meta.get(at).and_then(Option::as_ref).map(as_text).transpose();
+        let number =
+            |at: usize| Ok::<_, Error>(field(at)?.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0));
+        let Some(epoch) = parse_epoch(field(0)?.unwrap_or_default())? else { return Ok(None) };
+        let oldest = entries.first().and_then(|(_, entry)| entry.get("d")).cloned();
+        let earliest: Option<Offset> = oldest
+            .map(|batch| {
+                crate::stored::decode(batch).map(|batch| dashstream_core::batch::Span::first(&batch))
+            })
+            .transpose()?;
+        Ok(Some(Description {
+            partition,
+            epoch,
+            earliest,
+            held: parse_link(field(1)?.unwrap_or_default())?,
+            records: number(2)?,
+            bytes: number(3)?,
+            last_append_ms: number(5)? as i64,
+            oldest_append_ms: number(4)? as i64,
+            threads,
+        }))
+    }
+
+    pub(super) async fn stored_retention(&self, stream: &Stream) -> Result<Option<Retention>, Error> {
+        let mut command = redis::cmd("HMGET");
+        command.arg(Key::Retention(stream).to_string()).arg(&["age", "records", "bytes"]);
+        let set: (Option<u64>, Option<u64>, Option<u64>) =
+            command.query_async(&mut self.reads.clone()).await?;
+        Ok(match set {
+            (Some(age_ms), Some(records_max), Some(bytes_max)) => {
+                Some(Retention { age: Duration::from_millis(age_ms), records_max, bytes_max })
+            }
+            _ => None,
+        })
+    }
+
+    pub(super) async fn store_retention(
+        &self,
+        stream: &Stream,
+        retention: Option<Retention>,
+    ) -> Result<(), Error> {
+        let key = Key::Retention(stream).to_string();
+        let mut pipeline = redis::pipe();
+        match retention {
+            None => pipeline.cmd("UNLINK").arg(&key).ignore(),
+            Some(Retention { age, records_max, bytes_max }) => {
+                let set = pipeline.cmd("HSET").arg(&key).arg("age").arg(millis(age));
+                set.arg("records").arg(records_max).arg("bytes").arg(bytes_max).ignore();
+                pipeline.cmd("PEXPIRE").arg(&key).arg(millis(RETENTION_LIFETIME)).ignore()
+            }
+        };
+        pipeline.query_async::<()>(&mut self.reads.clone()).await?;
+        self.inventory.heard(stream, retention);
+        Ok(())
+    }
+
+    async fn prolong_retention(&self, stream: &Stream) -> Result<(), Error> {
+        let mut command = redis::cmd("PEXPIRE");
+        command.arg(Key::Retention(stream).to_string()).arg(millis(RETENTION_LIFETIME));
+        Ok(command.query_async(&mut self.reads.clone()).await?)
+    }
+}
