@@ -51,11 +51,11 @@ fn batch(epoch: Epoch, link: Link, count: u64, step: u64) -> Batch {
         let at = packer.link().map_or(0, |at| at.get() + step);
         let facts = Facts {
             kind: RecordKind::Event,
-            tenant_id: String::new(),
-            thread_id: "t".into(),
+            tenant_id: "acme".into(),
+            thread_id: THREADS[at as usize % THREADS.len()].into(),
             sequence: Some(at + 1),
-            more_threads: Vec::new(),
-            run: RunFacts::default(),
+            more_threads: if at % 6 == 0 { vec![("another".into(), Some(at))] } else { Vec::new() },
+            run: run_facts(at),
         };
         let (traceparent, tracestate) = (String::new(), String::new());
         // Times go back now and then.

@@ -16,7 +16,9 @@ use dashstream_core::{
     position::{Epoch, Link, NextOffset, Offset, Partition},
 };
 use dashstream_proto::log::v1::{Batch, RunStatus};
-use redis::{Cmd, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind, Value};
+use redis::{
+    Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, Script, ServerErrorKind, Value,
+};
 use std::{sync::Arc, time::Duration};
 
 mod inventory;
@@ -69,9 +71,7 @@ impl RedisStore {
     /// # Errors
     /// When there is none.
     pub async fn ping(&self) -> Result<(), Error> {
-        let mut connection = self.reads.clone();
-        redis::cmd("PING").query_async::<()>(&mut connection).await?;
-        Ok(())
+        self.ask(&redis::cmd("PING")).await
     }
 
     fn append_command(&self, stream: &Stream, batch: &Batch) -> Result<Cmd, Error> {
@@ -142,27 +142,38 @@ impl RedisStore {
         Ok(replies.into_iter().collect::<RedisResult<_>>()?)
     }
 
-    /// Calls a script that may be called twice: a connection found broken is made anew and asked again.
-    async fn call<T: redis::FromRedisValue>(
+    /// Asks what may be asked twice: a connection found broken is made anew and asked again.
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        let mut answer = command.query_async(&mut self.reads.clone()).await;
+        if answer.as_ref().is_err_and(is_broken) {
+            answer = command.query_async(&mut self.reads.clone()).await;
+        }
+        Ok(answer?)
+    }
+
+    /// The same for several commands.
+    async fn ask_all<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, Error> {
+        let mut answer = pipeline.query_async(&mut self.reads.clone()).await;
+        if answer.as_ref().is_err_and(is_broken) {
+            answer = pipeline.query_async(&mut self.reads.clone()).await;
+        }
+        Ok(answer?)
+    }
+
+    /// Calls a script that may be called twice.
+    async fn call<T: FromRedisValue>(
         &self,
         script: &Script,
         key: Key<'_>,
         command: &Cmd,
     ) -> Result<T, Error> {
-        let mut connection = self.reads.clone();
-        let mut answer = command.query_async(&mut connection).await;
-        if answer
-            .as_ref()
-            .is_err_and(|error: &RedisError| error.is_connection_dropped() || error.is_io_error())
-        {
-            answer = command.query_async(&mut connection).await;
-        }
+        let answer = self.ask(command).await;
         match answer {
-            Err(error) if is_unknown_script(&error) => {
+            Err(Error::Unavailable(error)) if is_unknown_script(&error) => {
                 self.reads.load(script, &key.to_string()).await?;
-                Ok(command.query_async(&mut connection).await?)
+                self.ask(command).await
             }
-            answer => Ok(answer?),
+            answer => answer,
         }
     }
 
@@ -406,6 +417,10 @@ fn evalsha(script: &Script, keys: &[Key<'_>]) -> Cmd {
     command
 }
 
+fn is_broken(error: &RedisError) -> bool {
+    error.is_connection_dropped() || error.is_io_error()
+}
+
 fn is_unknown_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
@@ -448,7 +463,7 @@ enum Parsed {
     Link { held: Link },
 }
 
-impl redis::FromRedisValue for Reply {
+impl FromRedisValue for Reply {
     fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
         let (outcome, epoch, held) = redis::from_redis_value(value)?;
         Ok(Self { outcome, epoch, held })

@@ -84,7 +84,7 @@ impl RedisStore {
             add.arg(partition.get());
         }
         pipeline.ignore().cmd("PEXPIRE").arg(&key).arg(millis(age + age / 16)).ignore();
-        Ok(pipeline.query_async(&mut self.reads.clone()).await?)
+        Ok(self.ask_all(&pipeline).await?)
     }
 
     pub(super) async fn refresh(&self) -> Result<Vec<Stream>, Error> {
@@ -106,7 +106,7 @@ impl RedisStore {
     pub(super) async fn known_partitions(&self, stream: &Stream) -> Result<Vec<Partition>, Error> {
         let mut command = redis::cmd("SMEMBERS");
         command.arg(Key::Partitions(stream).to_string());
-        let members: Vec<i32> = command.query_async(&mut self.reads.clone()).await?;
+        let members: Vec<i32> = self.ask(&command).await?;
         let mut partitions: Vec<_> = members.into_iter().filter_map(|id| Partition::new(id).ok()).collect();
         partitions.sort_unstable();
         Ok(partitions)
@@ -123,8 +123,7 @@ impl RedisStore {
         pipeline.cmd("XRANGE").arg(Key::Log(stream, partition).to_string()).arg(&["-", "+", "COUNT", "1"]);
         pipeline.cmd("ZCARD").arg(Key::Directory(stream, partition).to_string());
         type Entries = Vec<(String, HashMap<String, Bytes>)>;
-        let answer: (Vec<Option<Bytes>>, Entries, u64) =
-            pipeline.query_async(&mut self.reads.clone()).await?;
+        let answer: (Vec<Option<Bytes>>, Entries, u64) = self.ask_all(&pipeline).await?;
         let (meta, entries, threads) = answer;
         let field = |at: usize| meta.get(at).and_then(Option::as_ref).map(as_text).transpose();
         let number =
@@ -152,8 +151,7 @@ impl RedisStore {
     pub(super) async fn stored_retention(&self, stream: &Stream) -> Result<Option<Retention>, Error> {
         let mut command = redis::cmd("HMGET");
         command.arg(Key::Retention(stream).to_string()).arg(&["age", "records", "bytes"]);
-        let set: (Option<u64>, Option<u64>, Option<u64>) =
-            command.query_async(&mut self.reads.clone()).await?;
+        let set: (Option<u64>, Option<u64>, Option<u64>) = self.ask(&command).await?;
         Ok(match set {
             (Some(age_ms), Some(records_max), Some(bytes_max)) => {
                 Some(Retention { age: Duration::from_millis(age_ms), records_max, bytes_max })
@@ -177,7 +175,7 @@ impl RedisStore {
                 pipeline.cmd("PEXPIRE").arg(&key).arg(millis(RETENTION_LIFETIME)).ignore()
             }
         };
-        pipeline.query_async::<()>(&mut self.reads.clone()).await?;
+        self.ask_all::<()>(&pipeline).await?;
         self.inventory.heard(stream, retention);
         Ok(())
     }
@@ -185,6 +183,6 @@ impl RedisStore {
     async fn prolong_retention(&self, stream: &Stream) -> Result<(), Error> {
         let mut command = redis::cmd("PEXPIRE");
         command.arg(Key::Retention(stream).to_string()).arg(millis(RETENTION_LIFETIME));
-        Ok(command.query_async(&mut self.reads.clone()).await?)
+        Ok(self.ask(&command).await?)
     }
 }

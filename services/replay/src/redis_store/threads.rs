@@ -47,7 +47,7 @@ impl RedisStore {
         for name in names {
             pipeline.cmd("HMGET").arg(Key::Thread(stream, partition, name).to_string()).arg(&SUMMARY_FIELDS);
         }
-        let mut answers: Vec<redis::Value> = pipeline.query_async(&mut self.reads.clone()).await?;
+        let mut answers: Vec<redis::Value> = self.ask_all(&pipeline).await?;
         let hashes = answers.split_off(1).into_iter().map(|answer| {
             let values: Vec<Option<Bytes>> =
                 redis::from_redis_value(answer).map_err(redis::RedisError::from)?;
@@ -76,7 +76,7 @@ impl RedisStore {
             let from = below.map_or_else(|| "+inf".into(), |place| place.active_ms.to_string());
             command.arg(Key::Directory(stream, partition).to_string()).arg(from).arg("-inf");
             command.arg(&["BYSCORE", "REV", "LIMIT", "0"]).arg(window).arg("WITHSCORES");
-            let found: Vec<(String, f64)> = command.query_async(&mut self.reads.clone()).await?;
+            let found: Vec<(String, f64)> = self.ask(&command).await?;
             let (got, wanted) = (found.len(), found.into_iter().filter_map(place));
             let mut places: Vec<_> = wanted.filter(|place| is_below(place, below)).collect();
             if places.len() >= limit || got < window {
@@ -102,13 +102,14 @@ impl RedisStore {
         partition: Partition,
         name: &ThreadName,
     ) -> Result<bool, Error> {
+        let existed = self.summary(stream, partition, name).await?.is_some();
         let mut pipeline = redis::pipe();
         pipeline.atomic();
         pipeline.cmd("ZREM").arg(Key::Directory(stream, partition).to_string()).arg(name.as_str()).ignore();
         let unlink = pipeline.cmd("UNLINK").arg(Key::Thread(stream, partition, name).to_string());
-        unlink.arg(Key::Index(stream, partition, name).to_string());
-        let (unlinked,): (u64,) = pipeline.query_async(&mut self.reads.clone()).await?;
-        Ok(unlinked > 0)
+        unlink.arg(Key::Index(stream, partition, name).to_string()).ignore();
+        let () = self.ask_all(&pipeline).await?;
+        Ok(existed)
     }
 
     /// Two round trips for each run of batches: what there is of the thread, then the batches themselves.
@@ -127,8 +128,7 @@ impl RedisStore {
         pipeline.cmd("XRANGE").arg(Key::Log(stream, partition).to_string()).arg(&["-", "+", "COUNT", "1"]);
         type Fields = Vec<Option<Bytes>>;
         type Entries = Vec<(String, Hash)>;
-        let answer: (Fields, Fields, Option<Bytes>, Entries) =
-            pipeline.query_async(&mut self.reads.clone()).await?;
+        let answer: (Fields, Fields, Option<Bytes>, Entries) = self.ask_all(&pipeline).await?;
         let (meta, thread, index, oldest) = answer;
         let field = |fields: &Fields, at: usize| fields.get(at).cloned().flatten().unwrap_or_default();
         let Some(epoch) = parse_epoch(as_text(&field(&meta, 0))?)? else { return Ok(None) };
@@ -194,7 +194,7 @@ impl RedisStore {
             let id = format!("{}-0", last.get() + 1);
             pipeline.cmd("XRANGE").arg(&log).arg(&id).arg(&id);
         }
-        let found: Vec<Vec<(String, Hash)>> = pipeline.query_async(&mut self.reads.clone()).await?;
+        let found: Vec<Vec<(String, Hash)>> = self.ask_all(&pipeline).await?;
         let one = |entries: Vec<(String, Hash)>| {
             let stored = entries.into_iter().next().and_then(|(_, mut entry)| entry.remove("d"));
             stored.map(stored::decode).transpose()
