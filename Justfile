@@ -40,6 +40,7 @@ setup:
         has g++ || echo g++
         has make || echo make
         has npm || echo npm
+        has openssl || echo openssl
     }
 
     has cargo || { say "Rust is missing: install it with rustup (https://rustup.rs)" >&2; exit 1; }

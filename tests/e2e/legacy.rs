@@ -11,11 +11,11 @@ use std::{
 };
 
 /// Every key that the predecessor wrote for the golden messages and for some awkward thread ids.
-fn capture() -> Value {
+pub(super) fn capture() -> Value {
     serde_json::from_str(include_str!("../../proto/vectors/legacy-redis.json")).expect("JSON")
 }
 
-fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+pub(super) fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_else(|| panic!("{field} is a text in {value}"))
 }
 
@@ -25,7 +25,7 @@ fn bytes(hex: &str) -> Vec<u8> {
 }
 
 /// The strings of a list of keys, without the prefix.
-fn rows(keys: &Value) -> BTreeMap<&str, Vec<u8>> {
+pub(super) fn rows(keys: &Value) -> BTreeMap<&str, Vec<u8>> {
     let strings = keys.as_array().expect("a list").iter().filter(|key| text(key, "type") == "string");
     strings.map(|key| (text(key, "key"), bytes(text(key, "value_hex")))).collect()
 }
@@ -129,7 +129,7 @@ impl Left {
 }
 
 /// Writes keys as the capture has them, one by one.
-async fn load(connection: &mut MultiplexedConnection, prefix: &str, keys: &Value) {
+pub(super) async fn load(connection: &mut MultiplexedConnection, prefix: &str, keys: &Value) {
     for key in keys.as_array().expect("a list") {
         let name = format!("{prefix}{}", text(key, "key"));
         let mut command = redis::cmd(if text(key, "type") == "string" { "SETEX" } else { "ZADD" });
@@ -155,7 +155,7 @@ fn offset(value: u64) -> Offset {
 }
 
 /// Ids of threads and where their rows are.
-fn threads() -> Vec<(String, String)> {
+pub(super) fn threads() -> Vec<(String, String)> {
     let capture = capture();
     let long = |start: &str| {
         let rows = rows(&capture["keys"]);
@@ -177,7 +177,7 @@ fn threads() -> Vec<(String, String)> {
 }
 
 /// The records of the rows under a name, in order of their sequences.
-fn expected(rows: &BTreeMap<&str, Vec<u8>>, name: &str) -> Vec<LegacyRecord> {
+pub(super) fn expected(rows: &BTreeMap<&str, Vec<u8>>, name: &str) -> Vec<LegacyRecord> {
     let head = format!("{name}:seq:");
     let mut records = Vec::new();
     for (key, value) in rows.iter().filter(|(key, _)| key.starts_with(&head)) {

@@ -22,7 +22,9 @@ async fn nothing_is_left_one_retention_time_after_the_last_write() {
     for key in keys {
         let ttl: i64 =
             redis::cmd("PTTL").arg(&key).query_async(&mut connection).await.expect("redis answers");
-        assert!(ttl == -2 || (1..=RETENTION.as_millis() as i64).contains(&ttl), "{key} lives for {ttl} ms");
+        // A thread's keys get a sixteenth more, so that their expiry need not be set with every record.
+        let most = (RETENTION + RETENTION / 16).as_millis() as i64;
+        assert!(ttl == -2 || (1..=most).contains(&ttl), "{key} lives for {ttl} ms");
     }
     eventually("redis is empty", RETENTION * 2, async || {
         let size: u64 =

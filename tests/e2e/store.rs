@@ -33,11 +33,11 @@ fn redis_store(url: &str) -> RedisStore {
 fn run_facts(at: u64) -> RunFacts {
     RunFacts {
         status: [RunStatus::Unspecified, RunStatus::Running, RunStatus::Failed][at as usize % 3].into(),
-        graph_name: if at % 5 == 0 { format!("graph {}", at % 2) } else { String::new() },
-        errors: u32::from(at % 4 == 0),
+        graph_name: if at.is_multiple_of(5) { format!("graph {}", at % 2) } else { String::new() },
+        errors: u32::from(at.is_multiple_of(4)),
         tokens: at % 7,
-        cost: if at % 3 == 0 { 0.25 } else { 0.0 },
-        whole_state: at % 11 == 0,
+        cost: if at.is_multiple_of(3) { 0.25 } else { 0.0 },
+        whole_state: at.is_multiple_of(11),
     }
 }
 
@@ -54,7 +54,7 @@ fn batch(epoch: Epoch, link: Link, count: u64, step: u64) -> Batch {
             tenant_id: "acme".into(),
             thread_id: THREADS[at as usize % THREADS.len()].into(),
             sequence: Some(at + 1),
-            more_threads: if at % 6 == 0 { vec![("another".into(), Some(at))] } else { Vec::new() },
+            more_threads: if at.is_multiple_of(6) { vec![("another".into(), Some(at))] } else { Vec::new() },
             run: run_facts(at),
         };
         let (traceparent, tracestate) = (String::new(), String::new());
@@ -153,6 +153,91 @@ impl Both {
     }
 }
 
+/// One life of both stores under random operations.
+struct Run {
+    both: Both,
+    rng: StdRng,
+    mint: u64,
+    epoch: Epoch,
+    held: Link,
+    last: Option<Batch>,
+}
+
+impl Run {
+    async fn step(&mut self) {
+        self.mint += 1;
+        let (epoch, held) = (self.epoch, self.held);
+        match self.rng.random_range(0..14) {
+            0 => (self.epoch, self.held) = self.both.open(open(Some(epoch), None, self.mint)).await,
+            1 => {
+                // the source's end is where it should be, or the topic was made anew
+                let mark = held.map_or(0, |held| held.get() + 1);
+                let mark = if self.rng.random_ratio(1, 8) { mark / 2 } else { mark };
+                // clocks may go back
+                let mint = if self.rng.random_ratio(1, 8) { 1 } else { self.mint };
+                (self.epoch, self.held) = self.both.open(open(Some(epoch), Some(mark), mint)).await;
+            }
+            2 => self.append_somewhere().await,
+            3 => {
+                if let Some(last) = &self.last {
+                    self.both.append(std::slice::from_ref(last)).await;
+                }
+            }
+            4..8 => self.append_several().await,
+            8 => self.both.compare_threads(epoch, held, &mut self.rng).await,
+            9 => self.delete_a_thread().await,
+            10 => self.change_retention().await,
+            _ => {
+                let from = somewhere(&mut self.rng, epoch, held);
+                self.both.read(from, self.rng.random_range(1..2_000)).await;
+            }
+        }
+    }
+
+    /// Behind, ahead, of another epoch.
+    async fn append_somewhere(&mut self) {
+        let near = |held: Offset, by: u64| offset(held.get() + by - 1);
+        let link =
+            self.held.filter(|held| held.get() > 0).map(|held| near(held, self.rng.random_range(0..3)));
+        let other = Epoch::new(self.epoch.get() + self.rng.random_range(0..2));
+        let batch = batch(other, link, self.rng.random_range(1..4), 1);
+        for appended in self.both.append(&[batch]).await {
+            if let Appended::Stored { last } = appended {
+                self.held = Some(last);
+            }
+        }
+    }
+
+    /// Several at once, as they should be.
+    async fn append_several(&mut self) {
+        let mut batches = Vec::new();
+        let mut link = self.held;
+        for _ in 0..self.rng.random_range(1..5) {
+            let next = batch(self.epoch, link, self.rng.random_range(1..9), self.rng.random_range(1..4));
+            link = Some(offset(next.last_offset));
+            batches.push(next);
+        }
+        let outcomes = self.both.append(&batches).await;
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Appended::Stored { .. })), "{outcomes:?}");
+        (self.held, self.last) = (link, batches.pop());
+    }
+
+    async fn delete_a_thread(&mut self) {
+        let name = ThreadName::new(THREADS[self.rng.random_range(0..THREADS.len())]).expect("a name");
+        let (partition, stream) = (Partition::new(3).expect("in range"), &self.both.stream);
+        let memory = self.both.memory.delete_thread(stream, partition, &name).await.expect("memory");
+        let redis = self.both.redis.delete_thread(stream, partition, &name).await.expect("redis");
+        assert_eq!(memory, redis);
+    }
+
+    async fn change_retention(&mut self) {
+        let other = Retention { records_max: self.rng.random_range(20..90), ..RETENTION };
+        let retention = self.rng.random_bool(0.7).then_some(other);
+        self.both.memory.set_retention(&self.both.stream, retention).await.expect("memory");
+        self.both.redis.set_retention(&self.both.stream, retention).await.expect("redis");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_and_redis_answer_the_same_to_thousands_of_random_operations() {
     let redis = Redis::start(&[]).await;
@@ -160,74 +245,11 @@ async fn memory_and_redis_answer_the_same_to_thousands_of_random_operations() {
         let mut connection = redis.connection().await;
         redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("redis answers");
         let both = Both::new(&redis).await;
-        let mut rng = StdRng::seed_from_u64(seed);
-        let mut mint = 1_000;
-        let (mut epoch, mut held) = both.open(open(None, None, mint)).await;
-        let mut last: Option<Batch> = None;
+        let (epoch, held) = both.open(open(None, None, 1_000)).await;
+        let rng = StdRng::seed_from_u64(seed);
+        let mut run = Run { both, rng, mint: 1_000, epoch, held, last: None };
         for _ in 0..400 {
-            mint += 1;
-            match rng.random_range(0..14) {
-                0 => (epoch, held) = both.open(open(Some(epoch), None, mint)).await,
-                1 => {
-                    // the source's end is where it should be, or the topic was made anew
-                    let mark = held.map_or(0, |held| held.get() + 1);
-                    let mark = if rng.random_ratio(1, 8) { mark / 2 } else { mark };
-                    (epoch, held) = both.open(open(Some(epoch), Some(mark), mint)).await;
-                }
-                2 => {
-                    // behind, ahead, of another epoch
-                    let link = held
-                        .map(|held| offset(held.get() + rng.random_range(0..3) - 1))
-                        .filter(|_| held > Some(offset(0)));
-                    let other = Epoch::new(epoch.get() + rng.random_range(0..2));
-                    for appended in both.append(&[batch(other, link, rng.random_range(1..4), 1)]).await {
-                        if let Appended::Stored { last } = appended {
-                            held = Some(last)
-                        }
-                    }
-                }
-                3 => {
-                    if let Some(last) = &last {
-                        both.append(std::slice::from_ref(last)).await;
-                    }
-                }
-                4..8 => {
-                    // several at once, as they should be
-                    let mut batches = Vec::new();
-                    let mut link = held;
-                    for _ in 0..rng.random_range(1..5) {
-                        let next = batch(epoch, link, rng.random_range(1..9), rng.random_range(1..4));
-                        link = Some(offset(next.last_offset));
-                        batches.push(next);
-                    }
-                    let outcomes = both.append(&batches).await;
-                    assert!(
-                        outcomes.iter().all(|outcome| matches!(outcome, Appended::Stored { .. })),
-                        "{outcomes:?}"
-                    );
-                    (held, last) = (link, batches.pop());
-                }
-                8 => both.compare_threads(epoch, held, &mut rng).await,
-                9 => {
-                    let name = ThreadName::new(THREADS[rng.random_range(0..THREADS.len())]).expect("a name");
-                    let partition = Partition::new(3).expect("in range");
-                    let memory =
-                        both.memory.delete_thread(&both.stream, partition, &name).await.expect("memory");
-                    let redis =
-                        both.redis.delete_thread(&both.stream, partition, &name).await.expect("redis");
-                    assert_eq!(memory, redis);
-                }
-                10 => {
-                    // what is kept changes
-                    let other = Retention { records_max: rng.random_range(20..90), ..RETENTION };
-                    let retention = rng.random_bool(0.7).then_some(other);
-                    both.memory.set_retention(&both.stream, retention).await.expect("memory");
-                    both.redis.set_retention(&both.stream, retention).await.expect("redis");
-                }
-                _ => {
-                    both.read(somewhere(&mut rng, epoch, held), rng.random_range(1..2_000)).await;
-                }
-            }
+            run.step().await;
         }
     }
 }

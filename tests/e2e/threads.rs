@@ -50,9 +50,11 @@ async fn stack(records: usize, threads: usize) -> (Stack, Log) {
     (stack, log)
 }
 
-/// Each thread's payloads in log order, and its last status.
-fn by_thread(log: &Log) -> BTreeMap<String, (Vec<Vec<u8>>, RunStatus, Option<u64>)> {
-    let mut threads: BTreeMap<String, (Vec<Vec<u8>>, RunStatus, Option<u64>)> = BTreeMap::new();
+/// A thread's payloads in log order, its last status, its highest sequence.
+type Expected = (Vec<Vec<u8>>, RunStatus, Option<u64>);
+
+fn by_thread(log: &Log) -> BTreeMap<String, Expected> {
+    let mut threads: BTreeMap<String, Expected> = BTreeMap::new();
     for (_, payload) in log.values().flatten() {
         let facts = facts(Some(payload), Limits::default()).expect("we wrote it");
         let (payloads, status, sequence) = threads.entry(facts.thread_id).or_default();
@@ -189,7 +191,8 @@ async fn what_is_kept_is_told_as_it_is_and_shrinks_when_retention_does() {
     })
     .await;
 
-    let retention = Some(Retention { age_ms: 3_600_000, records_max: 100, bytes_max: 1 << 30 });
+    let bounds = Retention { age_ms: 3_600_000, records_max: 100, bytes_max: 1 << 30 };
+    let retention = Some(bounds);
     let set = SetRetentionRequest { stream: stream.clone(), retention, reason: "a test".into() };
     let now = replay.client.set_retention(set.clone()).await.expect("an answer").into_inner().retention;
     assert_eq!(now, retention);
@@ -206,7 +209,7 @@ async fn what_is_kept_is_told_as_it_is_and_shrinks_when_retention_does() {
         if most <= Some(100 + 64) { Ok(()) } else { Err(format!("{most:?} records are kept")) }
     })
     .await;
-    let zero = Some(Retention { records_max: 0, ..retention.expect("set above") });
+    let zero = Some(Retention { records_max: 0, ..bounds });
     let refused = replay.client.set_retention(SetRetentionRequest { retention: zero, ..set }).await;
     let status = refused.expect_err("nothing can be kept with that");
     assert_eq!(status.message(), "retention.records_max is 0: expected at least 1");

@@ -16,6 +16,7 @@ pub mod services;
 pub mod stack;
 pub mod warden;
 pub mod watcher;
+pub mod writer;
 
 pub use crate::{
     eventually::eventually,
@@ -27,4 +28,5 @@ pub use crate::{
     stack::{Links, Shape, Stack},
     warden::Stop,
     watcher::Watcher,
+    writer::Writer,
 };

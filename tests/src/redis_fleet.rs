@@ -20,6 +20,8 @@ use crate::{
 const AGREED_TIMEOUT: Duration = Duration::from_secs(20);
 const SLOTS: u16 = 16_384;
 const MASTER: &str = "main";
+/// A primary waits 5 s for more replicas before it serves the first.
+const AT_ONCE: &[&str] = &["--repl-diskless-sync-delay", "0"];
 
 /// The settings of a replay service that uses `url`, all others at their defaults.
 pub fn settings(url: &str) -> config::Redis {
@@ -76,6 +78,8 @@ impl Cluster {
         cluster.meet(&cluster.replicas).await;
         for (replica, node) in cluster.replicas.iter().zip(&cluster.nodes) {
             ask(replica, &["CLUSTER", "REPLICATE", &text(node, &["CLUSTER", "MYID"]).await]).await;
+        }
+        for replica in &cluster.replicas {
             eventually("the replica follows", AGREED_TIMEOUT, async || {
                 let info = text(replica, &["INFO", "replication"]).await;
                 info.contains("master_link_status:up").then_some(()).ok_or(info)
@@ -167,8 +171,8 @@ async fn three() -> Vec<Redis> {
     let mut nodes = Vec::new();
     for _ in 0..3 {
         let bus = free_port().to_string();
-        let args = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
-        nodes.push(Redis::start(&args).await);
+        let own = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--cluster-node-timeout", "1000"];
+        nodes.push(Redis::start(&[&own[..], AT_ONCE].concat()).await);
     }
     nodes
 }
@@ -188,7 +192,7 @@ impl Sentinels {
     /// # Panics
     /// If they do not within 20 s.
     pub async fn start() -> Self {
-        let primary = Redis::start(&[]).await;
+        let primary = Redis::start(AT_ONCE).await;
         let (host, port) = split(&primary);
         let replica = Redis::start(&["--replicaof", host, &port]).await;
         let folder = Folder::new("sentinels");

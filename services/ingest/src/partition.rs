@@ -208,10 +208,10 @@ impl Pipeline {
         let since = now_ms().saturating_sub(i64::try_from(opened.retention_ms).unwrap_or(i64::MAX)).max(0);
         let partition = self.partition;
         let found = self
-            .ask(move |consumer| match consumer.offset_at(partition, since)? {
-                Some(offset) => Ok(offset),
-                // Nothing is that young: begin with what comes.
-                None => Ok(consumer.watermarks(partition)?.1),
+            .ask(move |consumer| {
+                // Nothing that young: begin with what came after this was asked, so the end is asked first.
+                let (_, end) = consumer.watermarks(partition)?;
+                Ok(consumer.offset_at(partition, since)?.unwrap_or(end))
             })
             .await;
         found.map(Some).map_err(|error| (Cause::Kafka, error.to_string()))

@@ -34,6 +34,12 @@ pub struct Config {
     #[arg(long, env = "REPLAY_PAGE_BYTES_MAX", default_value = "1MiB", value_parser = byte_size)]
     pub page_bytes_max: u64,
 
+    /// What all keys of a predecessor begin with, `dashstream-replay:` and its resume namespace (which its
+    /// `/version` tells): its records are read where there are none of ours. Nothing of it is read unless this is
+    /// set, and nothing is ever written to it.
+    #[arg(long, env = "REPLAY_LEGACY_PREFIX")]
+    pub legacy_prefix: Option<String>,
+
     /// Most reads in flight. Another one waits a second, then is told to come back. Appends are not counted.
     #[arg(long, env = "REPLAY_READS_MAX", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub reads_max: u32,

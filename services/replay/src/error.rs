@@ -25,8 +25,19 @@ pub enum Error {
     NoThread(String),
     #[error("{limit} reads are in flight, the most: try again in {retry_after:?}")]
     Busy { limit: u32, retry_after: Duration },
+    #[error("the store's memory is used up: nothing can be appended until it has more, or keeps less")]
+    Full(#[source] redis::RedisError),
     #[error("the store failed: {0}")]
-    Store(#[from] store::Error),
+    Store(#[source] store::Error),
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        if let store::Error::Unavailable(cause) = error {
+            return if is_full(&cause) { Self::Full(cause) } else { Self::Store(cause.into()) };
+        }
+        Self::Store(error)
+    }
 }
 
 impl From<Error> for Status {
@@ -40,8 +51,7 @@ impl From<Error> for Status {
             | Error::Thread(_)
             | Error::PageToken => Code::InvalidArgument,
             Error::NoThread(_) => Code::NotFound,
-            Error::Busy { .. } => Code::ResourceExhausted,
-            Error::Store(store::Error::Unavailable(error)) if is_full(error) => Code::ResourceExhausted,
+            Error::Busy { .. } | Error::Full(_) => Code::ResourceExhausted,
             Error::Store(store::Error::Unavailable(_) | store::Error::NotReplicated { .. }) => {
                 Code::Unavailable
             }
@@ -57,9 +67,9 @@ impl From<Error> for Status {
     }
 }
 
-/// Redis refuses writes because its memory is used up.
+/// Redis refuses writes because its memory is used up. A pipeline's error has no code of its own.
 fn is_full(error: &redis::RedisError) -> bool {
-    error.code() == Some("OOM")
+    error.code() == Some("OOM") || error.to_string().contains("OOM")
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ impl<S: Store> Replay<S> {
                 Err(error) => {
                     self.metrics.store_failures.inc();
                     // A caller that is gone needs no answer.
-                    let _gone = answers.send(Err(Error::Store(error).into())).await;
+                    let _gone = answers.send(Err(Error::from(error).into())).await;
                     return;
                 }
             };
@@ -138,7 +138,8 @@ struct PageLimits {
 /// Where to go on after a page; `None` when it ends the reading. `goal` is the log's end at the first page.
 fn next_position(page: &Page, goal: &mut Option<Offset>) -> Option<From> {
     let Page::Batches { epoch, batches, at_end, held, .. } = page else { return None };
-    let goal = *goal.get_or_insert((*held)?);
+    // A log that holds nothing of its own may still have something older in front of it.
+    let goal = *goal.get_or_insert(held.unwrap_or(Offset::clamped(u64::MAX)));
     let last = batches.last().map(batch::Span::last)?;
     (!at_end && last < goal).then_some(From::After { epoch: *epoch, at: Some(last) })
 }

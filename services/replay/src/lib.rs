@@ -21,6 +21,7 @@ mod stored;
 mod thread_reads;
 pub mod threads;
 mod upkeep;
+mod with_legacy;
 
 pub use config::{Config, StoreKind};
 use redis_store::{RedisStore, WaitFor};
@@ -45,10 +46,24 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
             let connections = connection::Connections::new(&config.redis)?;
             let wait = (config.wait_replicas > 0)
                 .then_some(WaitFor { replicas: config.wait_replicas, timeout: config.wait_timeout });
-            let store = Arc::new(RedisStore::new(connections, config.retention, wait));
+            let store = Arc::new(RedisStore::new(connections.clone(), config.retention, wait));
             let latch = kit.readiness.latch("redis");
-            kit.tasks.spawn("redis ping", watch(Arc::clone(&store), latch, kit.clone()));
-            serve(store, config, metrics, listener, kit).await
+            let watch = watch(connections.reads.clone(), config.redis.allow_eviction, latch, kit.clone());
+            let serving = async {
+                match config.legacy_prefix.clone() {
+                    None => serve(store, config, metrics, listener, kit).await,
+                    Some(prefix) => {
+                        let uses = legacy::Metrics::register(&kit.registry)?;
+                        let legacy = legacy::Legacy::new(connections.reads, prefix, uses);
+                        let store = Arc::new(with_legacy::WithLegacy::new((*store).clone(), legacy));
+                        serve(store, config, metrics, listener, kit).await
+                    }
+                }
+            };
+            tokio::select! {
+                served = serving => served,
+                refused = watch => Err(refused.into()),
+            }
         }
     }
 }
@@ -71,28 +86,32 @@ async fn serve<S: store::Store>(
     kit_grpc::serve(&kit, listener, DESCRIPTORS, tonic::service::Routes::new(service)).await
 }
 
-/// Ready while Redis answers.
-async fn watch(store: Arc<RedisStore>, latch: Latch, kit: Kit) {
+/// Ready while Redis answers and keeps what it is given. Returns when it is certain to delete on its own; on the
+/// stop it never does, so that the drain takes its time.
+async fn watch(
+    reads: connection::Connection,
+    allow_eviction: bool,
+    latch: Latch,
+    kit: Kit,
+) -> eviction::Refused {
     let stop = kit.tasks.stop_token();
     let mut interval = tokio::time::interval(PING_INTERVAL);
     let mut was_well = true;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = interval.tick() => {}
-        }
-        match store.ping().await {
+    while stop.run_until_cancelled(interval.tick()).await.is_some() {
+        match eviction::check_eviction(&reads, allow_eviction).await {
             Ok(()) => {
                 latch.ready();
                 was_well = true;
             }
-            Err(error) => {
-                latch.not_ready(error.to_string());
+            Err(refused) if refused.is_certain() => return refused,
+            Err(refused) => {
                 if std::mem::replace(&mut was_well, false) {
-                    let cause = std::error::Error::source(&error).map(ToString::to_string);
-                    tracing::warn!(%error, cause, "redis does not answer");
+                    let cause = std::error::Error::source(&refused).map(ToString::to_string);
+                    tracing::warn!(error = %refused, cause, "redis can't be used now");
                 }
+                latch.not_ready(refused.to_string());
             }
         }
     }
+    std::future::pending().await
 }

@@ -66,14 +66,6 @@ impl RedisStore {
         }
     }
 
-    /// Asks for a sign of life.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub async fn ping(&self) -> Result<(), Error> {
-        self.ask(&redis::cmd("PING")).await
-    }
-
     fn append_command(&self, stream: &Stream, batch: &Batch) -> Result<Cmd, Error> {
         let partition = partition_of(batch)?;
         let retention = self.inventory.retention(stream);

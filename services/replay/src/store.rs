@@ -8,7 +8,7 @@ use dashstream_core::{
     batch::{self, Malformed, Span, cut_after},
     position::{Epoch, Link, NextOffset, Offset, Partition, Step, step},
 };
-use dashstream_proto::log::v1::{Batch, Gap, GapReason};
+use dashstream_proto::log::v1::{Batch, Gap, GapReason, Record};
 use std::future::Future;
 
 /// A store that does not answer or answers nonsense.
@@ -179,6 +179,17 @@ pub trait Store: Send + Sync + 'static {
         stream: &Stream,
         retention: Option<Retention>,
     ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// Records of a thread from before this store: what a predecessor left, in order of sequence. Those whose
+    /// partition is `None` have no place in a log.
+    fn older_records(
+        &self,
+        thread_id: &str,
+        after_sequence: Option<u64>,
+    ) -> impl Future<Output = Result<Vec<(Option<Partition>, Record)>, Error>> + Send {
+        let (_, _) = (thread_id, after_sequence);
+        std::future::ready(Ok(Vec::new()))
+    }
 
     /// To be called every second: takes up what other replicas set, and keeps the list of partitions alive.
     /// Returns the streams that are in use.

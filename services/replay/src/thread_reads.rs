@@ -8,7 +8,7 @@ use crate::{
 };
 use dashstream_core::position::{Epoch, Link, Offset, Partition};
 use dashstream_proto::{
-    log::v1::{Gap, GapReason},
+    log::v1::{Gap, GapReason, Record},
     replay::v1::{ReadThreadRequest, ReadThreadResponse, read_thread_request::From},
 };
 use std::sync::Arc;
@@ -23,11 +23,14 @@ const PAGE_RECORDS: usize = 1_000;
 pub(crate) struct Reading<S> {
     store: Arc<S>,
     stream: Stream,
-    partition: Partition,
+    /// `None` for a thread that only a predecessor knew.
+    partition: Option<Partition>,
     name: ThreadName,
     after: After,
     /// Records still wanted.
     left: usize,
+    /// What a predecessor has of it.
+    older: Vec<(Option<Partition>, Record)>,
 }
 
 impl<S: Store> Reading<S> {
@@ -38,7 +41,6 @@ impl<S: Store> Reading<S> {
     pub(crate) async fn begin(store: Arc<S>, request: ReadThreadRequest) -> Result<Self, Error> {
         let stream = Stream::new(&request.stream)?;
         let name = ThreadName::new(&request.thread_id)?;
-        let summary = directory::find(&*store, &stream, &name, &request.tenant_id).await?;
         let after = match request.from {
             None => After::Nothing,
             Some(From::AfterSequence(sequence)) => After::Sequence(sequence),
@@ -47,28 +49,78 @@ impl<S: Store> Reading<S> {
                 After::Offset { epoch: Epoch::new(cursor.epoch), at }
             }
         };
+        let older = match after {
+            After::Nothing => store.older_records(&request.thread_id, None).await?,
+            After::Sequence(sequence) => store.older_records(&request.thread_id, Some(sequence)).await?,
+            After::Offset { .. } => Vec::new(),
+        };
+        let of_tenant =
+            |record: &Record| request.tenant_id.is_empty() || record.tenant_id == request.tenant_id;
+        let older = older.into_iter().filter(|(_, record)| of_tenant(record)).collect::<Vec<_>>();
+        let partition = match directory::find(&*store, &stream, &name, &request.tenant_id).await {
+            Ok(summary) => Some(summary.partition),
+            Err(Error::NoThread(_)) if !older.is_empty() => None,
+            Err(error) => return Err(error),
+        };
         let left = if request.records_max == 0 { usize::MAX } else { request.records_max as usize };
-        Ok(Self { store, stream, partition: summary.partition, name, after, left })
+        Ok(Self { store, stream, partition, name, after, left, older })
     }
 
     /// Answers until the end, or until nobody listens.
     pub(crate) async fn run(mut self, answers: mpsc::Sender<Result<ReadThreadResponse, Status>>) {
         let mut first = true;
         loop {
-            let most = self.left.min(PAGE_RECORDS);
-            let page =
-                self.store.read_thread(&self.stream, self.partition, &self.name, self.after, most).await;
+            let page = match self.partition {
+                Some(partition) => self.page(partition).await.map(Some),
+                None => Ok(None),
+            };
+            let older =
+                if first { self.take_older(page.as_ref().ok().and_then(Option::as_ref)) } else { Vec::new() };
+            for answer in older {
+                if answers.send(Ok(answer)).await.is_err() {
+                    return;
+                }
+            }
             let answer = match page {
                 Ok(Some(page)) => self.take(page, std::mem::take(&mut first)),
-                // It went while it was read, or the position is of another life.
-                Ok(None) => Err(Error::NoThread(self.name.id().chars().take(64).collect()).into()),
-                Err(error) => Err(Error::from(error).into()),
+                Ok(None) => return,
+                Err(status) => Err(status),
             };
             let done = answer.as_ref().map_or(true, |answer| answer.at_end || self.left == 0);
             if answers.send(answer).await.is_err() || done {
                 return;
             }
         }
+    }
+
+    async fn page(&self, partition: Partition) -> Result<ThreadPage, Status> {
+        let most = self.left.min(PAGE_RECORDS);
+        let page = self.store.read_thread(&self.stream, partition, &self.name, self.after, most).await;
+        // It went while it was read, or the position is of another life.
+        let gone = || Error::NoThread(self.name.id().chars().take(64).collect());
+        Ok(page.map_err(Error::from)?.ok_or_else(gone)?)
+    }
+
+    /// What a predecessor has of the thread, up to where the store's own records begin.
+    fn take_older(&mut self, page: Option<&ThreadPage>) -> Vec<ReadThreadResponse> {
+        let begins = page.and_then(|page| Some((page.partition, page.records.first()?.offset)));
+        let is_older = |(partition, record): &(Option<Partition>, Record)| match (partition, begins) {
+            (Some(of), Some((partition, begins))) => *of != partition || record.offset < begins,
+            (None, _) | (_, None) => true,
+        };
+        let mut older: Vec<_> = std::mem::take(&mut self.older).into_iter().filter(is_older).collect();
+        older.truncate(self.left);
+        self.left -= older.len();
+        let at_end = page.is_none() || self.left == 0;
+        let count = older.len();
+        let answer = |(at, (partition, record)): (usize, (Option<Partition>, Record))| ReadThreadResponse {
+            partition: partition.map_or(0, Partition::get),
+            epoch: 0,
+            records: vec![record],
+            at_end: at_end && at + 1 == count,
+            gap: None,
+        };
+        older.into_iter().enumerate().map(answer).collect()
     }
 
     fn take(&mut self, page: ThreadPage, first: bool) -> Result<ReadThreadResponse, Status> {

@@ -84,7 +84,7 @@ impl RedisStore {
             add.arg(partition.get());
         }
         pipeline.ignore().cmd("PEXPIRE").arg(&key).arg(millis(age + age / 16)).ignore();
-        Ok(self.ask_all(&pipeline).await?)
+        self.ask_all(&pipeline).await
     }
 
     pub(super) async fn refresh(&self) -> Result<Vec<Stream>, Error> {
@@ -183,6 +183,6 @@ impl RedisStore {
     async fn prolong_retention(&self, stream: &Stream) -> Result<(), Error> {
         let mut command = redis::cmd("PEXPIRE");
         command.arg(Key::Retention(stream).to_string()).arg(millis(RETENTION_LIFETIME));
-        Ok(self.ask(&command).await?)
+        self.ask(&command).await
     }
 }

@@ -1,0 +1,211 @@
+//! Whatever happens to replay or to Redis, the stored log is a correct chain, and what was lost is written again.
+use dashstream_core::position::{Epoch, Offset, Partition};
+use dashstream_replay::{
+    config::Retention,
+    connection::Connections,
+    keys::Stream,
+    redis_store::RedisStore,
+    store::{Appended, Open, Store},
+};
+use dashstream_tests::{
+    Kind, Proxy, Redis, Service, Stop, Writer,
+    eventually::pause,
+    redis_fleet::{Cluster, Sentinels, settings},
+    writer::batch_after,
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use redis::aio::MultiplexedConnection;
+use std::time::{Duration, Instant};
+
+async fn replay(url: &str, more: &[(&str, &str)]) -> Service {
+    let wires = [("REDIS_URL", url), ("REPLAY_STORE", "redis"), ("REDIS_TIMEOUT", "2s")];
+    let service = Service::start(Kind::Replay, &[&wires, more].concat());
+    service.ready().await;
+    service
+}
+
+/// What a primary holds that has not heard of what comes after.
+async fn snapshot(connection: &mut MultiplexedConnection) -> Vec<(Vec<u8>, i64, Vec<u8>)> {
+    let keys: Vec<Vec<u8>> =
+        redis::cmd("KEYS").arg("*").query_async(connection).await.expect("redis answers");
+    let mut dump = Vec::new();
+    for key in keys {
+        let ttl: i64 = redis::cmd("PTTL").arg(&key).query_async(connection).await.expect("redis answers");
+        let value: Option<Vec<u8>> =
+            redis::cmd("DUMP").arg(&key).query_async(connection).await.expect("redis answers");
+        dump.extend(value.map(|value| (key, ttl.max(1), value)));
+    }
+    dump
+}
+
+/// As after a failover to a replica that lagged behind: all that came after the snapshot is gone.
+async fn go_back(connection: &mut MultiplexedConnection, dump: &[(Vec<u8>, i64, Vec<u8>)]) {
+    let mut pipeline = redis::pipe();
+    pipeline.atomic().cmd("FLUSHALL").ignore();
+    for (key, ttl, value) in dump {
+        pipeline.cmd("RESTORE").arg(key).arg(ttl).arg(value).ignore();
+    }
+    pipeline.exec_async(connection).await.expect("redis answers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_cuts_and_kills_during_appends_leave_a_correct_log() {
+    let redis = Redis::start(&[]).await;
+    let to_redis = Proxy::to(&redis.address());
+    let service = replay(&format!("redis://{}", to_redis.address()), &[]).await;
+    let to_replay = Proxy::to(&service.address());
+    let mut writer = Writer::new(&to_replay.address(), "runs", 0);
+    let mut rng = StdRng::seed_from_u64(5);
+    let mut end = 0;
+    for round in 0..1_000 {
+        let moment = Duration::from_micros(rng.random_range(100..6_000));
+        let havoc = async {
+            pause(moment).await;
+            match round % 50 {
+                0 => service.restart(Stop::Kill).await,
+                odd if odd % 2 == 1 => to_replay.cut(),
+                _ => to_redis.cut(),
+            }
+        };
+        end += 200;
+        tokio::join!(writer.write_until(end), havoc);
+    }
+    writer.assert_stored(end).await;
+    assert!(writer.lives > 500, "the cuts hit: {} lives, {:?}", writer.lives, writer.causes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_loses_everything_or_its_tail_is_filled_again_in_the_same_epoch() {
+    let redis = Redis::start(&[]).await;
+    let service = replay(&redis.url(), &[]).await;
+    let mut writer = Writer::new(&service.address(), "runs", 0);
+    let mut end = 2_000;
+    writer.write_until(end).await;
+    for round in 0..12 {
+        let mut connection = redis.connection().await;
+        let before = snapshot(&mut connection).await;
+        end += 3_000;
+        let loss = async {
+            pause(Duration::from_millis(3)).await;
+            match round % 3 {
+                0 => redis.restart(Stop::Kill).await,
+                1 => redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("redis answers"),
+                _ => go_back(&mut connection, &before).await,
+            }
+        };
+        tokio::join!(writer.write_until(end), loss);
+        // The loss may have come after the last append: the next one finds it.
+        end += 16;
+        writer.write_until(end).await;
+        writer.assert_stored(end).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_stalls_or_is_full_fails_appends_until_it_is_well() {
+    let redis = Redis::start(&[]).await;
+    let service = replay(&redis.url(), &[]).await;
+    let mut writer = Writer::new(&service.address(), "runs", 0);
+    writer.write_until(1_000).await;
+
+    let stall = async {
+        redis.pause();
+        pause(Duration::from_secs(5)).await;
+        redis.resume();
+    };
+    let begun = Instant::now();
+    tokio::join!(writer.write_until(20_000), stall);
+    assert!(begun.elapsed() < Duration::from_secs(20), "took {:?}", begun.elapsed());
+    writer.assert_stored(20_000).await;
+
+    let mut connection = redis.connection().await;
+    let limit = async |connection: &mut MultiplexedConnection, bytes: &str| {
+        let set = redis::cmd("CONFIG").arg(&["SET", "maxmemory", bytes]).exec_async(connection).await;
+        set.expect("redis answers");
+    };
+    limit(&mut connection, "1mb").await;
+    let more = async {
+        pause(Duration::from_millis(500)).await;
+        limit(&mut connection, "0").await;
+    };
+    tokio::join!(writer.write_until(30_000), more);
+    assert!(
+        writer.causes.keys().any(|cause| cause.starts_with("ResourceExhausted")),
+        "a full Redis is said to be: {:?}",
+        writer.causes
+    );
+    writer.assert_stored(30_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_by_sentinel_in_the_middle_leaves_a_correct_log() {
+    let fleet = Sentinels::start().await;
+    let service = replay(&fleet.url(), &[]).await;
+    let mut writer = Writer::new(&service.address(), "runs", 0);
+    writer.write_until(5_000).await;
+    let failover = async {
+        pause(Duration::from_millis(20)).await;
+        fleet.primary().kill();
+    };
+    tokio::join!(writer.write_until(60_000), failover);
+    writer.write_until(70_000).await;
+    writer.assert_stored(70_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_of_three_keeps_every_partition_whole() {
+    let cluster = Cluster::start().await;
+    let service = replay(&cluster.url(), &[]).await;
+    let mut writers: Vec<_> = (0..8).map(|id| Writer::new(&service.address(), "runs", id)).collect();
+    futures_util::future::join_all(writers.iter_mut().map(|writer| writer.write_until(2_000))).await;
+    for writer in &mut writers {
+        writer.assert_stored(2_000).await;
+    }
+    let log = service.log_text();
+    assert!(!log.contains("CROSSSLOT") && !log.contains("ERROR"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_is_one_round_trip_and_scans_nothing() {
+    let redis = Redis::start(&[]).await;
+    let retention = Retention { age: Duration::from_secs(600), records_max: 500, bytes_max: 1 << 30 };
+    let store =
+        RedisStore::new(Connections::new(&settings(&redis.url())).expect("settings"), retention, None);
+    let (stream, partition) = (Stream::new("runs").expect("a name"), Partition::new(0).expect("in range"));
+    let open = Open { partition, known_epoch: None, high_watermark: None, mint: Epoch::new(7) };
+    let epoch = store.open(&stream, open).await.expect("redis").epoch;
+    let mut link = None;
+    let mut append = async |times: usize| {
+        for _ in 0..times {
+            let batch = batch_after(epoch, partition, link, u64::MAX).expect("records");
+            link = Some(Offset::clamped(batch.last_offset));
+            let outcome = store.append(&stream, &[batch]).await.expect("redis");
+            assert!(matches!(outcome[..], [Appended::Stored { .. }]), "{outcome:?}");
+        }
+    };
+    append(1).await; // loads the script
+    let mut connection = redis.connection().await;
+    redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut connection).await.expect("redis answers");
+    let reads: u64 = processed(&mut connection).await;
+    append(200).await;
+    let stats: String =
+        redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("redis answers");
+    let calls = |command: &str| {
+        let line = stats.lines().find(|line| line.starts_with(&format!("cmdstat_{command}:")));
+        line.map_or(0, |line| line.split(['=', ',']).nth(1).and_then(|calls| calls.parse().ok()).unwrap_or(0))
+    };
+    assert_eq!((calls("evalsha"), calls("eval"), calls("xadd")), (200, 0, 200), "{stats}");
+    for scan in ["scan", "keys", "zcard", "llen", "xlen", "hgetall", "xinfo"] {
+        assert_eq!(calls(scan), 0, "{scan} in\n{stats}");
+    }
+    // What clients sent, without what scripts called: the appends, and the questions of this test.
+    let sent = processed(&mut connection).await - reads;
+    assert!(sent <= 200 + 3, "{sent} commands came in for 200 appends");
+}
+
+/// Commands that clients sent: network reads tell it, since each of ours is one.
+async fn processed(connection: &mut MultiplexedConnection) -> u64 {
+    let info: String = redis::cmd("INFO").arg("stats").query_async(connection).await.expect("redis answers");
+    let line = info.lines().find_map(|line| line.strip_prefix("total_reads_processed:"));
+    line.and_then(|text| text.trim().parse().ok()).expect("a number")
+}
