@@ -42,6 +42,7 @@ impl Served {
             positions: vec![Position { partition, from }],
             page_bytes_max: 512,
             pages_max: 0,
+            page_records_max: 0,
         };
         let mut steps = self.client.read_partitions(request).await.expect("an answer").into_inner();
         let mut records = Vec::new();

@@ -16,8 +16,13 @@ use dashstream_replay::{
     threads::After,
 };
 use dashstream_tests::{Redis, Stop, redis_fleet::settings};
+use futures_util::FutureExt;
+use proptest::{
+    prelude::{ProptestConfig, any},
+    test_runner::{TestCaseError, TestRunner},
+};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use std::time::Duration;
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 const RETENTION: Retention = Retention { age: Duration::from_secs(600), records_max: 60, bytes_max: 6_000 };
 
@@ -153,6 +158,9 @@ impl Both {
     }
 }
 
+/// Which operation, and what it draws its details from.
+type Operation = (u8, u64);
+
 /// One life of both stores under random operations.
 struct Run {
     both: Both,
@@ -164,10 +172,11 @@ struct Run {
 }
 
 impl Run {
-    async fn step(&mut self) {
+    async fn step(&mut self, (operation, seed): Operation) {
+        self.rng = StdRng::seed_from_u64(seed);
         self.mint += 1;
         let (epoch, held) = (self.epoch, self.held);
-        match self.rng.random_range(0..14) {
+        match operation {
             0 => (self.epoch, self.held) = self.both.open(open(Some(epoch), None, self.mint)).await,
             1 => {
                 // the source's end is where it should be, or the topic was made anew
@@ -238,20 +247,35 @@ impl Run {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn memory_and_redis_answer_the_same_to_thousands_of_random_operations() {
-    let redis = Redis::start(&[]).await;
-    for seed in 0..8 {
-        let mut connection = redis.connection().await;
-        redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("redis answers");
-        let both = Both::new(&redis).await;
-        let (epoch, held) = both.open(open(None, None, 1_000)).await;
-        let rng = StdRng::seed_from_u64(seed);
-        let mut run = Run { both, rng, mint: 1_000, epoch, held, last: None };
-        for _ in 0..400 {
-            run.step().await;
-        }
+/// Thousands of operations; of a run that differs, the shortest one that still does is shown.
+#[test]
+fn memory_and_redis_answer_the_same_to_any_operations() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let redis = runtime.block_on(Redis::start(&[]));
+    let config = ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
+    let operations = proptest::collection::vec((0_u8..14, any::<u64>()), 1..300);
+    let checked = TestRunner::new(config).run(&operations, |operations| {
+        let checked = AssertUnwindSafe(runtime.block_on(differences(&redis, operations)));
+        checked.0.map_err(TestCaseError::fail)
+    });
+    checked.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Runs the operations on both stores; the first difference is the error.
+async fn differences(redis: &Redis, operations: Vec<Operation>) -> Result<(), String> {
+    let mut connection = redis.connection().await;
+    redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("redis answers");
+    let both = Both::new(redis).await;
+    let (epoch, held) = both.open(open(None, None, 1_000)).await;
+    let mut run = Run { both, rng: StdRng::seed_from_u64(0), mint: 1_000, epoch, held, last: None };
+    for operation in operations {
+        let step = AssertUnwindSafe(run.step(operation)).catch_unwind().await;
+        step.map_err(|panic| match panic.downcast::<String>() {
+            Ok(text) => *text,
+            Err(_) => "a panic without a text".to_owned(),
+        })?;
     }
+    Ok(())
 }
 
 /// A position at, before or beyond the end, or of another epoch.
@@ -279,7 +303,7 @@ async fn the_greatest_offsets_are_exact() {
         let facts = Facts {
             kind: RecordKind::Event,
             tenant_id: String::new(),
-            thread_id: String::new(),
+            thread_id: "exact".into(),
             sequence: Some(at),
             more_threads: Vec::new(),
             run: RunFacts::default(),
@@ -298,6 +322,13 @@ async fn the_greatest_offsets_are_exact() {
             panic!("no page behind {link:?}")
         };
         assert_eq!((batches.len(), batches[0].last_offset, at_end), (1, at, true));
+        let (partition, name) =
+            (Partition::new(3).expect("in range"), ThreadName::new("exact").expect("a name"));
+        let after = After::Sequence(at - 1);
+        let page = both.redis.read_thread(&both.stream, partition, &name, after, 10).await.expect("redis");
+        let sequences: Vec<_> =
+            page.expect("the thread").records.iter().map(|record| record.sequence).collect();
+        assert_eq!(sequences, [Some(at)], "a sequence is as exact as an offset");
         link = Some(offset(at));
     }
 }
@@ -319,4 +350,49 @@ async fn a_redis_that_lost_its_scripts_and_data_refuses_instead_of_leaving_a_hol
     assert_eq!((reopened.epoch, reopened.held), (epoch, None), "the epoch survives what it names");
     let outcome = both.redis.append(&both.stream, &[next]).await.expect("redis");
     assert_eq!(outcome, [Appended::Link { epoch, held: None }]);
+}
+
+/// Records of one thread, of which only those in `whole` carry the whole state.
+fn long_run(epoch: Epoch, link: Link, count: u64, whole: &[u64]) -> Batch {
+    let mut packer = Packer::new(epoch, Partition::new(3).expect("in range"), link);
+    for _ in 0..count {
+        let at = packer.link().map_or(0, |at| at.get() + 1);
+        let facts = Facts {
+            kind: RecordKind::StateDiff,
+            tenant_id: String::new(),
+            thread_id: "long".into(),
+            sequence: Some(at + 1),
+            more_threads: Vec::new(),
+            run: RunFacts { whole_state: whole.contains(&at), ..Default::default() },
+        };
+        let (traceparent, tracestate) = (String::new(), String::new());
+        let envelope = Envelope { offset: offset(at), timestamp_ms: None, facts, traceparent, tracestate };
+        assert!(packer.push(envelope, &at.to_be_bytes()));
+    }
+    packer.finish().expect("at least one record")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_whole_state_of_a_thread_outlives_the_trimming_of_its_log() {
+    let redis = Redis::start(&[]).await;
+    let both = Both::new(&redis).await;
+    let (partition, name) = (Partition::new(3).expect("in range"), ThreadName::new("long").expect("a name"));
+    let (epoch, mut link) = both.open(open(None, None, 5)).await;
+    for _ in 0..20 {
+        let next = long_run(epoch, link, 10, &[0, 33]);
+        link = Some(offset(next.last_offset));
+        both.append(&[next]).await;
+    }
+    // 200 were written, the last 60 are kept, and 33 besides: what a reader needs to begin.
+    let page = both.redis.read_thread(&both.stream, partition, &name, After::Nothing, 1_000).await;
+    let page = page.expect("redis").expect("the thread");
+    let offsets: Vec<_> = page.records.iter().map(|record| record.offset).collect();
+    assert!(page.trimmed);
+    assert_eq!(offsets, [33].into_iter().chain(140..200).collect::<Vec<_>>());
+    assert_eq!(page.records[0].payload, 33_u64.to_be_bytes().as_slice());
+    // A reader who has 150 has all that it needs.
+    let after = After::Offset { epoch, at: Some(offset(150)) };
+    let page = both.redis.read_thread(&both.stream, partition, &name, after, 1_000).await;
+    let page = page.expect("redis").expect("the thread");
+    assert_eq!((page.records[0].offset, page.trimmed), (151, false));
 }

@@ -8,7 +8,7 @@ use dashstream_replay::{
     store::{Appended, Open, Store},
 };
 use dashstream_tests::{
-    Kind, Proxy, Redis, Service, Stop, Writer,
+    Kind, Proxy, Redis, Service, Stop, Writer, eventually,
     eventually::pause,
     redis_fleet::{Cluster, Sentinels, settings},
     writer::batch_after,
@@ -49,7 +49,33 @@ async fn go_back(connection: &mut MultiplexedConnection, dump: &[(Vec<u8>, i64, 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_cuts_and_kills_during_appends_leave_a_correct_log() {
+async fn a_thousand_kills_of_replay_during_appends_leave_a_correct_log() {
+    let redis = Redis::start(&[]).await;
+    // Four at a time, each with a partition of its own.
+    let lane = async |lane: i32| {
+        let service = replay(&redis.url(), &[]).await;
+        let mut writer = Writer::new(&service.address(), "runs", lane);
+        let mut rng = StdRng::seed_from_u64(lane as u64);
+        let mut end = 0;
+        for _ in 0..250 {
+            let moment = Duration::from_micros(rng.random_range(100..8_000));
+            let kill = async {
+                pause(moment).await;
+                service.stop(Stop::Kill).await;
+                service.start_again();
+            };
+            end += 400;
+            tokio::join!(writer.write_until(end), kill);
+        }
+        writer.assert_stored(end).await;
+        writer.lives
+    };
+    let lives = futures_util::future::join_all((0..4).map(lane)).await;
+    assert!(lives.iter().sum::<u64>() > 1_200, "the kills hit: {lives:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_cut_connections_during_appends_leave_a_correct_log() {
     let redis = Redis::start(&[]).await;
     let to_redis = Proxy::to(&redis.address());
     let service = replay(&format!("redis://{}", to_redis.address()), &[]).await;
@@ -59,19 +85,31 @@ async fn a_thousand_cuts_and_kills_during_appends_leave_a_correct_log() {
     let mut end = 0;
     for round in 0..1_000 {
         let moment = Duration::from_micros(rng.random_range(100..6_000));
-        let havoc = async {
+        let cut = async {
             pause(moment).await;
-            match round % 50 {
-                0 => service.restart(Stop::Kill).await,
-                odd if odd % 2 == 1 => to_replay.cut(),
-                _ => to_redis.cut(),
-            }
+            if round % 2 == 0 { to_replay.cut() } else { to_redis.cut() }
         };
         end += 200;
-        tokio::join!(writer.write_until(end), havoc);
+        tokio::join!(writer.write_until(end), cut);
     }
     writer.assert_stored(end).await;
-    assert!(writer.lives > 500, "the cuts hit: {} lives, {:?}", writer.lives, writer.causes);
+    assert!(writer.lives > 1_100, "the cuts hit: {} lives, {:?}", writer.lives, writer.causes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_deletes_on_its_own_stops_the_service_with_the_reason() {
+    let redis = Redis::start(&["--maxmemory-policy", "allkeys-lru"]).await;
+    let service = Service::start(Kind::Replay, &[("REDIS_URL", &redis.url()), ("REPLAY_STORE", "redis")]);
+    let status =
+        eventually("it ends", Duration::from_secs(20), async || service.exited().ok_or("it runs")).await;
+    assert!(!status.success());
+    let log = service.log_text();
+    assert!(log.contains("allkeys-lru") && log.contains("REDIS_ALLOW_EVICTION"), "{log}");
+    let allowed = Service::start(
+        Kind::Replay,
+        &[("REDIS_URL", &redis.url()), ("REPLAY_STORE", "redis"), ("REDIS_ALLOW_EVICTION", "true")],
+    );
+    allowed.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

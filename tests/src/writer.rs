@@ -150,6 +150,7 @@ impl Writer {
             positions: vec![position],
             page_bytes_max: 0,
             pages_max: 0,
+            page_records_max: 0,
         };
         let mut steps = self.client.read_partitions(request).await.expect("replay answers").into_inner();
         let mut next = 0_u64;

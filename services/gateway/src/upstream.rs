@@ -89,6 +89,7 @@ impl Replay {
             positions: vec![Position { partition: partition.get(), from: Some(from) }],
             page_bytes_max: page_bytes,
             pages_max: 1,
+            page_records_max: 0,
         };
         let mut steps = self.client.clone().read_partitions(request).await?.into_inner();
         let mut answer = Answer::default();

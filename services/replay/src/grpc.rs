@@ -110,6 +110,7 @@ impl<S: Store> Replay<S> {
                     return;
                 }
             };
+            let page = at_most(page, limits.records_max);
             let more = next_position(&page, &mut goal);
             for step in steps(page) {
                 if let Step::Page(page) = &step {
@@ -132,7 +133,24 @@ impl<S: Store> Replay<S> {
 #[derive(Clone, Copy, Debug)]
 struct PageLimits {
     bytes_max: u64,
+    records_max: u32,
     pages_max: u32,
+}
+
+/// The first batches of a page that have at most `records_max` records (0 for any number), at least one.
+fn at_most(mut page: Page, records_max: u32) -> Page {
+    let Page::Batches { batches, at_end, .. } = &mut page else { return page };
+    let mut records = 0_u32;
+    let fits = batches.iter().take_while(|batch| {
+        records = records.saturating_add(batch.record_count);
+        records <= records_max
+    });
+    let keep = fits.count().max(1);
+    if records_max > 0 && keep < batches.len() {
+        batches.truncate(keep);
+        *at_end = false;
+    }
+    page
 }
 
 /// Where to go on after a page; `None` when it ends the reading. `goal` is the log's end at the first page.
@@ -269,6 +287,7 @@ impl<S: Store> ReplayService for Replay<S> {
         let asked = u64::from(request.page_bytes_max);
         let limits = PageLimits {
             bytes_max: if asked == 0 { cap } else { asked.min(cap) },
+            records_max: request.page_records_max,
             pages_max: request.pages_max,
         };
         let place = self.admit().await?;

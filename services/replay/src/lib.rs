@@ -46,7 +46,8 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
             let connections = connection::Connections::new(&config.redis)?;
             let wait = (config.wait_replicas > 0)
                 .then_some(WaitFor { replicas: config.wait_replicas, timeout: config.wait_timeout });
-            let store = Arc::new(RedisStore::new(connections.clone(), config.retention, wait));
+            let store = RedisStore::new(connections.clone(), config.retention, wait);
+            let store = Arc::new(store.counting_reloads(metrics.script_reloads.clone()));
             let latch = kit.readiness.latch("redis");
             let watch = watch(connections.reads.clone(), config.redis.allow_eviction, latch, kit.clone());
             let serving = async {

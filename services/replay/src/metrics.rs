@@ -14,6 +14,7 @@ pub struct Metrics {
     pub read_bytes: IntCounter,
     pub store_failures: IntCounter,
     pub reads_refused: IntCounter,
+    pub script_reloads: IntCounter,
     pub batch_records: Histogram,
     pub kept: Kept,
     appends: IntCounterVec,
@@ -55,6 +56,11 @@ impl Metrics {
                 registry,
                 "dashstream_replay_store_failures_total",
                 "Calls of the store that failed.",
+            )?,
+            script_reloads: counter(
+                registry,
+                "dashstream_replay_script_reloads_total",
+                "Scripts loaded because Redis did not know them, as after a restart.",
             )?,
             reads_refused: counter(
                 registry,

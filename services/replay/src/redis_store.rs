@@ -16,6 +16,7 @@ use dashstream_core::{
     position::{Epoch, Link, NextOffset, Offset, Partition},
 };
 use dashstream_proto::log::v1::{Batch, RunStatus};
+use prometheus::IntCounter;
 use redis::{
     Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, Script, ServerErrorKind, Value,
 };
@@ -32,6 +33,7 @@ pub struct RedisStore {
     appends: Connection,
     reads: Connection,
     wait: Option<WaitFor>,
+    reloads: Option<IntCounter>,
     inventory: Arc<Inventory>,
     append: Script,
     open: Script,
@@ -58,11 +60,24 @@ impl RedisStore {
             appends: connections.appends,
             reads: connections.reads,
             wait,
+            reloads: None,
             inventory: Arc::new(Inventory::new(retention)),
             append: Script::new(include_str!("append.lua")),
             open: Script::new(include_str!("open.lua")),
             read: Script::new(include_str!("read.lua")),
             seek: Script::new(include_str!("seek.lua")),
+        }
+    }
+
+    /// Counts the scripts that Redis forgot and that were loaded again.
+    #[must_use]
+    pub fn counting_reloads(self, reloads: IntCounter) -> Self {
+        Self { reloads: Some(reloads), ..self }
+    }
+
+    fn reloaded(&self) {
+        if let Some(reloads) = &self.reloads {
+            reloads.inc();
         }
     }
 
@@ -126,6 +141,7 @@ impl RedisStore {
         let mut replies = self.append_all(stream, batches).await?;
         if let Some(from) = replies.iter().position(|reply| reply.as_ref().is_err_and(is_unknown_script)) {
             let partition = partition_of(&batches[from])?;
+            self.reloaded();
             self.appends.load(&self.append, &Key::Meta(stream, partition).to_string()).await?;
             // From the first that was not known: what follows it depends on it.
             replies.truncate(from);
@@ -162,6 +178,7 @@ impl RedisStore {
         let answer = self.ask(command).await;
         match answer {
             Err(Error::Unavailable(error)) if is_unknown_script(&error) => {
+                self.reloaded();
                 self.reads.load(script, &key.to_string()).await?;
                 self.ask(command).await
             }
