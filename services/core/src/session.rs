@@ -4,18 +4,17 @@
 //! that [`Session::next_want`] named; out come frames and, at the end, the reason. Live, replay, resume and a
 //! slow client are the same path: the session asks for what follows its cursor, wherever that is.
 use crate::{
-    batch::{self, Piece, Span},
     frame,
     limits::Limits,
-    position::{Epoch, Link, Offset, Partition, Step, step},
+    position::{Epoch, Link, Offset, Partition},
     ring::Slot,
 };
 use bytes::Bytes;
 use dashstream_proto::{
-    log::v1::{Batch, Cursor, Gap, GapReason},
+    log::v1::{Batch, Cursor, Gap},
     session::v1::{
-        ClientFrame, ErrorCode, Hello, Notice, NoticeCode, PartitionState, Partitions, StaleFrame,
-        StartPolicy, Subscribe, Welcome, client_frame, server_frame::Frame,
+        ClientFrame, ErrorCode, Hello, PartitionState, Partitions, StartPolicy, Subscribe, Welcome,
+        client_frame, server_frame::Frame,
     },
 };
 use prost::Message;
@@ -23,6 +22,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
+
+mod deliver;
+
+use deliver::{caught_up, deliver, lose, seeding, settle, stale};
 
 /// Most cursors that one subscribe may name.
 pub const CURSORS_MAX: usize = 1_024;
@@ -375,133 +378,6 @@ impl Session {
         }
         out
     }
-}
-
-/// A reader that asked for the earliest or the latest of an empty place has its position there.
-fn settle(reader: &mut Reader, epoch: Epoch, mark: Link) {
-    if !matches!(reader.from, From::After { .. }) {
-        reader.from = From::After { epoch, at: mark };
-    }
-}
-
-fn caught_up(
-    reader: &mut Reader,
-    partition: Partition,
-    epoch: Epoch,
-    mark: Link,
-    source_lag: Option<u64>,
-    request_id: u32,
-    out: &mut Vec<Output>,
-) {
-    if !reader.told_caught_up {
-        reader.told_caught_up = true;
-        let cursor = Cursor { epoch: epoch.get(), partition: partition.get(), offset: mark.map(Offset::get) };
-        out.push(Output::Send(frame::caught_up(cursor, source_lag, request_id)));
-    }
-}
-
-/// Puts out the part of a batch that the reader does not have, and moves the reader behind it.
-fn deliver(reader: &mut Reader, batch: &Batch, whole: Option<&Bytes>, limits: Limits, out: &mut Vec<Output>) {
-    let epoch = Epoch::new(batch.epoch);
-    let at = match reader.from {
-        From::After { epoch: expected, at } if expected == epoch => at,
-        From::After { .. } => return broken(reader, "a batch of another epoch", out),
-        From::Earliest | From::Latest => batch.link(), // this is where the client begins
-    };
-    let last = batch.last();
-    match step(at, batch.link(), batch.first()) {
-        Step::Adjacent if at == batch.link() => send(batch, whole, limits, out),
-        Step::Overlaps | Step::Adjacent => match batch::cut_after(batch, at) {
-            Ok(Some(rest)) => send(&rest, None, limits, out),
-            Ok(None) => return,
-            Err(error) => return broken(reader, &error.to_string(), out),
-        },
-        Step::Missing { first, last } => {
-            let gap = Gap {
-                epoch: batch.epoch,
-                partition: batch.partition,
-                first_offset: first.get(),
-                last_offset: last.get(),
-                reason: GapReason::Retention.into(),
-            };
-            out.push(Output::Send(frame::gap(gap)));
-            send(batch, whole, limits, out);
-        }
-    }
-    reader.from = From::After { epoch, at: Some(last) };
-}
-
-fn send(batch: &Batch, whole: Option<&Bytes>, limits: Limits, out: &mut Vec<Output>) {
-    let (frame_max, record_max) = (limits.frame_bytes_max as usize, limits.record_bytes_max as usize);
-    if batch.records.len() <= record_max.min(frame_max) {
-        out.push(Output::Send(whole.cloned().unwrap_or_else(|| frame::records(batch))));
-        return;
-    }
-    let pieces = match batch::split(batch, frame_max, record_max.min(frame_max)) {
-        Ok(pieces) => pieces,
-        Err(error) => {
-            out.extend(refuse(ErrorCode::Internal, error.to_string(), CloseReason::Error));
-            return;
-        }
-    };
-    for piece in pieces {
-        out.push(Output::Send(match piece {
-            Piece::Run(run) => frame::records(&run),
-            Piece::TooLarge { at, link, bytes } => {
-                let cursor =
-                    Cursor { epoch: batch.epoch, partition: batch.partition, offset: Some(at.get()) };
-                frame::too_large(cursor, link.map(Offset::get), bytes, limits.record_bytes_max)
-            }
-        }));
-    }
-}
-
-fn lose(reader: &mut Reader, gap: Gap, out: &mut Vec<Output>) {
-    let last = Some(Offset::clamped(gap.last_offset));
-    if let From::After { epoch, at } = reader.from {
-        if epoch.get() != gap.epoch || last <= at {
-            return broken(reader, "a gap that is not behind the cursor", out);
-        }
-        out.push(Output::Send(frame::gap(gap)));
-    }
-    reader.from = From::After { epoch: Epoch::new(gap.epoch), at: last };
-}
-
-fn stale(
-    reader: &mut Reader,
-    partition: Partition,
-    epoch: Epoch,
-    earliest: Link,
-    mark: Link,
-    out: &mut Vec<Output>,
-) {
-    let From::After { epoch: asked, at } = reader.from else {
-        reader.appetite = Appetite::Parked; // nothing was asked that could be stale: ask again
-        return;
-    };
-    reader.appetite = Appetite::Stale;
-    let cursor = Cursor { epoch: asked.get(), partition: partition.get(), offset: at.map(Offset::get) };
-    out.push(Output::Send(frame::stale(StaleFrame {
-        cursor: Some(cursor),
-        epoch: epoch.get(),
-        earliest_offset: earliest.map(Offset::get),
-        last_offset: mark.map(Offset::get),
-    })));
-}
-
-fn seeding(reader: &mut Reader, partition: Partition, out: &mut Vec<Output>) {
-    reader.appetite = Appetite::Parked;
-    if !std::mem::replace(&mut reader.told_seeding, true) {
-        let message = format!("partition {partition}: the store holds nothing yet; it may be refilled");
-        let notice = Notice { code: NoticeCode::Seeding.into(), message, ..Default::default() };
-        out.push(Output::Send(frame::encode(Frame::Notice(notice))));
-    }
-}
-
-/// What comes from our own services is not what it must be: end the session rather than skip.
-fn broken(reader: &mut Reader, what: &str, out: &mut Vec<Output>) {
-    reader.appetite = Appetite::Stale;
-    out.extend(refuse(ErrorCode::Internal, what.to_owned(), CloseReason::Error));
 }
 
 fn read_cursor(cursor: &Cursor) -> Result<(Partition, From), crate::position::OutOfRange> {

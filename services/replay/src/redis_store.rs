@@ -3,29 +3,27 @@ use crate::{
     config::Retention,
     connection::{Connection, Connections},
     keys::{Key, Stream, ThreadName},
-    store::{
-        Appended, Description, Error, Fit, From, ListPlace, Open, Opened, Page, Raw, Store, fit, from_time,
-        page,
-    },
+    store::{Appended, Description, Error, From, ListPlace, Open, Opened, Page, Raw, Store, from_time, page},
     stored,
-    threads::{After, Delta, IndexEntry, Summary, ThreadPage, deltas},
+    threads::{After, Summary, ThreadPage},
 };
 use bytes::Bytes;
 use dashstream_core::{
     batch::Span,
-    position::{Epoch, Link, NextOffset, Offset, Partition},
+    position::{Epoch, NextOffset, Partition},
 };
-use dashstream_proto::log::v1::{Batch, RunStatus};
+use dashstream_proto::log::v1::Batch;
 use prometheus::IntCounter;
-use redis::{
-    Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, RedisResult, Script, ServerErrorKind, Value,
-};
+use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, Script, ServerErrorKind};
 use std::{sync::Arc, time::Duration};
 
+mod append;
 mod inventory;
+mod reply;
 mod threads;
 
 use inventory::Inventory;
+use reply::{as_text, parse_epoch, parse_link, text};
 
 /// Scripts and connections. A cheap handle.
 #[derive(Clone)]
@@ -81,75 +79,6 @@ impl RedisStore {
         }
     }
 
-    fn append_command(&self, stream: &Stream, batch: &Batch) -> Result<Cmd, Error> {
-        let partition = partition_of(batch)?;
-        let retention = self.inventory.retention(stream);
-        let deltas = deltas(batch)?;
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(self.append.get_hash()).arg(3 + 2 * deltas.len());
-        command.arg(Key::Meta(stream, partition).to_string()).arg(Key::Log(stream, partition).to_string());
-        command.arg(Key::Directory(stream, partition).to_string());
-        for delta in &deltas {
-            command.arg(Key::Thread(stream, partition, &delta.name).to_string());
-            command.arg(Key::Index(stream, partition, &delta.name).to_string());
-        }
-        let newest = deltas.iter().map(|delta| delta.last_time_ms).max().unwrap_or(0);
-        command
-            .arg(batch.epoch)
-            .arg(text(batch.link()))
-            .arg(batch.last_offset)
-            .arg(batch.record_count)
-            .arg(stored::encode(batch))
-            .arg(millis(retention.age))
-            .arg(retention.records_max)
-            .arg(retention.bytes_max)
-            .arg(newest_time(batch, newest)?)
-            .arg(&batch.last_offset.to_be_bytes())
-            .arg(deltas.len());
-        for delta in &deltas {
-            add_delta(&mut command, delta, batch.last());
-        }
-        Ok(command)
-    }
-
-    /// Sends all batches in one pipeline.
-    async fn append_all(&self, stream: &Stream, batches: &[Batch]) -> Result<Vec<RedisResult<Reply>>, Error> {
-        let mut pipeline = redis::pipe();
-        pipeline.ignore_errors();
-        for batch in batches {
-            pipeline.add_command(self.append_command(stream, batch)?);
-        }
-        if let Some(WaitFor { replicas, timeout }) = self.wait {
-            pipeline.cmd("WAIT").arg(replicas).arg(millis(timeout));
-        }
-        let mut connection = self.appends.clone().repeating();
-        let mut values: Vec<Value> = pipeline.query_async(&mut connection).await?;
-        if let Some(WaitFor { replicas, .. }) = self.wait {
-            let reached =
-                values.pop().map(redis::from_redis_value::<u32>).transpose().map_err(RedisError::from)?;
-            if reached.unwrap_or(0) < replicas {
-                return Err(Error::NotReplicated { reached: reached.unwrap_or(0), wanted: replicas });
-            }
-        }
-        let reply = |value: Value| Ok(redis::from_redis_value::<Reply>(value.extract_error()?)?);
-        Ok(values.into_iter().map(reply).collect())
-    }
-
-    /// A script that Redis forgot (a restart, a failover) is loaded and the call repeated. A script that is
-    /// unknown has done nothing.
-    async fn appended(&self, stream: &Stream, batches: &[Batch]) -> Result<Vec<Reply>, Error> {
-        let mut replies = self.append_all(stream, batches).await?;
-        if let Some(from) = replies.iter().position(|reply| reply.as_ref().is_err_and(is_unknown_script)) {
-            let partition = partition_of(&batches[from])?;
-            self.reloaded();
-            self.appends.load(&self.append, &Key::Meta(stream, partition).to_string()).await?;
-            // From the first that was not known: what follows it depends on it.
-            replies.truncate(from);
-            replies.extend(self.append_all(stream, &batches[from..]).await?);
-        }
-        Ok(replies.into_iter().collect::<RedisResult<_>>()?)
-    }
-
     /// Asks what may be asked twice: a connection found broken is made anew and asked again.
     async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
         let mut answer = command.query_async(&mut self.reads.clone()).await;
@@ -183,26 +112,6 @@ impl RedisStore {
                 self.ask(command).await
             }
             answer => answer,
-        }
-    }
-
-    /// The outcome of one reply; what is held of the batch already is cut off and the rest appended.
-    async fn outcome(&self, stream: &Stream, batch: &Batch, reply: Reply) -> Result<Appended, Error> {
-        match reply.parse()? {
-            Parsed::Stored { last } => Ok(Appended::Stored { last }),
-            Parsed::Epoch { epoch, held } => Ok(Appended::Epoch { epoch, held }),
-            Parsed::Link { held } => match fit(batch, held)? {
-                Fit::Done(appended) => Ok(appended),
-                Fit::Append(rest) => {
-                    let reply = self.appended(stream, std::slice::from_ref(&rest)).await?.pop();
-                    match reply.ok_or_else(|| Error::Corrupt("no reply".into()))?.parse()? {
-                        Parsed::Stored { last } => Ok(Appended::Stored { last }),
-                        Parsed::Epoch { epoch, held } => Ok(Appended::Epoch { epoch, held }),
-                        // Another writer was faster; this one looks again.
-                        Parsed::Link { held } => Ok(Appended::Link { epoch: Epoch::new(batch.epoch), held }),
-                    }
-                }
-            },
         }
     }
 
@@ -370,50 +279,8 @@ impl Store for RedisStore {
     }
 }
 
-/// The stored form of a position, '' for none.
-fn text(link: Link) -> String {
-    link.map_or_else(String::new, |offset| offset.to_string())
-}
-
 fn partition_of(batch: &Batch) -> Result<Partition, Error> {
     Ok(Partition::new(batch.partition).map_err(dashstream_core::batch::Malformed::from)?)
-}
-
-/// The greatest Kafka time in a batch; `at_least` is that of the records that have a thread.
-fn newest_time(batch: &Batch, at_least: i64) -> Result<i64, Error> {
-    let mut newest = at_least;
-    for record in dashstream_core::batch::records(batch) {
-        newest = newest.max(record?.timestamp_ms.unwrap_or(0));
-    }
-    Ok(newest)
-}
-
-/// The fourteen arguments of one thread; '' where there is nothing to say.
-fn add_delta(command: &mut Cmd, delta: &Delta, batch: Offset) {
-    let some = |value: u64| if value == 0 { String::new() } else { value.to_string() };
-    let status = if delta.status == RunStatus::Unspecified {
-        String::new()
-    } else {
-        i32::from(delta.status).to_string()
-    };
-    let entry = IndexEntry { batch, sequence: delta.sequence.unwrap_or(0) };
-    command
-        .arg(delta.name.as_str())
-        .arg(&delta.tenant_id)
-        .arg(delta.records)
-        .arg(delta.first_time_ms)
-        .arg(delta.last_time_ms)
-        .arg(status)
-        .arg(&delta.graph_name)
-        .arg(some(delta.errors))
-        .arg(some(delta.tokens))
-        .arg(if delta.cost == 0.0 { String::new() } else { delta.cost.to_string() })
-        .arg(&entry.to_bytes())
-        .arg(delta.last.get());
-    match &delta.whole_state {
-        Some(whole) => command.arg(whole.last_offset).arg(stored::encode(whole)),
-        None => command.arg("").arg(""),
-    };
 }
 
 /// A call of a script on a partition's keys.
@@ -436,57 +303,4 @@ fn is_unknown_script(error: &RedisError) -> bool {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
-}
-
-fn as_text(bytes: &Bytes) -> Result<&str, Error> {
-    std::str::from_utf8(bytes).map_err(|error| Error::Corrupt(error.to_string()))
-}
-
-fn parse_epoch(text: &str) -> Result<Option<Epoch>, Error> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    text.parse().map(|value| Some(Epoch::new(value))).map_err(|_| Error::Corrupt(format!("epoch {text:?}")))
-}
-
-fn parse_link(text: &str) -> Result<Link, Error> {
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let corrupt = || Error::Corrupt(format!("offset {text:?}"));
-    Offset::new(text.parse().map_err(|_| corrupt())?).map(Some).map_err(|_| corrupt())
-}
-
-/// What append.lua returns.
-#[derive(Debug)]
-struct Reply {
-    outcome: String,
-    epoch: String,
-    held: String,
-}
-
-#[derive(Debug)]
-enum Parsed {
-    Stored { last: Offset },
-    Epoch { epoch: Option<Epoch>, held: Link },
-    Link { held: Link },
-}
-
-impl FromRedisValue for Reply {
-    fn from_redis_value(value: Value) -> Result<Self, redis::ParsingError> {
-        let (outcome, epoch, held) = redis::from_redis_value(value)?;
-        Ok(Self { outcome, epoch, held })
-    }
-}
-
-impl Reply {
-    fn parse(&self) -> Result<Parsed, Error> {
-        let held = parse_link(&self.held)?;
-        match (self.outcome.as_str(), held) {
-            ("stored", Some(last)) => Ok(Parsed::Stored { last }),
-            ("epoch", held) => Ok(Parsed::Epoch { epoch: parse_epoch(&self.epoch)?, held }),
-            ("link", held) => Ok(Parsed::Link { held }),
-            (other, _) => Err(Error::Corrupt(format!("outcome {other:?}"))),
-        }
-    }
 }

@@ -1,6 +1,7 @@
 #![expect(clippy::wildcard_enum_match_arm, reason = "any other frame fails the test")]
 use super::*;
 use crate::{
+    batch::Span,
     batch::tests::{batch, offset},
     chain::Chain,
     ring::{Read, Ring},
