@@ -2,7 +2,7 @@
 use dashstream_kit::grpc::channel_to;
 use dashstream_proto::gateway::v1::{GetCatchUpRequest, query_service_client::QueryServiceClient};
 use dashstream_proto::ingest::v1::CatchUpPhase;
-use dashstream_tests::{Service, Shape, Stack, eventually};
+use dashstream_tests::{Kafka, Kind, Service, Shape, Stack, Stop, eventually};
 use std::time::Duration;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -84,7 +84,7 @@ async fn the_gateway_says_how_far_each_partition_is_and_who_owns_it() {
         }
     })
     .await;
-    stack.ingest[0].stop(dashstream_tests::Stop::Kill).await;
+    stack.ingest[0].stop(Stop::Kill).await;
     let answer = client.get_catch_up(GetCatchUpRequest {}).await.expect("an answer").into_inner();
     assert_eq!(answer.unreachable, [stack.ingest[0].address()]);
     assert_eq!(answer.unowned_partitions.len(), 2, "{answer:?}");
@@ -101,4 +101,27 @@ async fn readiness_names_what_it_waits_for() {
     .await;
     stack.redis.resume();
     stack.replay[0].ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ingest_stops_in_time_while_kafka_is_away() {
+    let kafka = Kafka::start().await;
+    kafka.create_topic("runs", 4, &[]).await;
+    let replay = Service::start(Kind::Replay, &[("REPLAY_STORE", "memory")]);
+    replay.ready().await;
+    let wires = [("KAFKA_BROKERS", kafka.brokers()), ("REPLAY_TARGETS", replay.address())];
+    let mut settings: Vec<_> = wires.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    settings.push(("KAFKA_TOPIC", "runs"));
+    let ingest = Service::start(Kind::Ingest, &settings);
+    ingest.ready().await;
+    eventually("it owns all partitions", Duration::from_secs(20), async || {
+        let (_, metrics) = ingest.get("/metrics").await?;
+        let line = "dashstream_ingest_partitions_owned 4";
+        if metrics.contains(line) { Ok(()) } else { Err(format!("{line} is not in /metrics")) }
+    })
+    .await;
+    kafka.stop(Stop::Kill).await;
+    let begun = std::time::Instant::now();
+    ingest.stop(Stop::Terminate).await;
+    assert!(begun.elapsed() < Duration::from_secs(15), "took {:?}", begun.elapsed());
 }

@@ -89,21 +89,30 @@ pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
 
     let parts = ["gateway", "ingest", "replay"].map(|name| part(&kit, name));
     let [gateway_kit, ingest_kit, replay_kit] = parts.clone();
-    kit.tasks.spawn_vital("replay", dashstream_replay::run(defaults(&settings.replay)?, replay, replay_kit));
-    kit.tasks.spawn_vital("ingest", dashstream_ingest::run(defaults(&settings.ingest)?, ingest, ingest_kit));
+    let replay = dashstream_replay::run(defaults(&settings.replay)?, replay, replay_kit);
+    let ingest = dashstream_ingest::run(defaults(&settings.ingest)?, ingest, ingest_kit);
     let gateway = dashstream_gateway::run(defaults(&settings.gateway)?, http, grpc, gateway_kit);
-    kit.tasks.spawn_vital("gateway", gateway);
+    let mut running = vec![
+        kit.tasks.spawn_vital("replay", replay),
+        kit.tasks.spawn_vital("ingest", ingest),
+        kit.tasks.spawn_vital("gateway", gateway),
+    ];
 
     introduce(&config, addresses, &brokers);
     if config.rate > 0 {
         let produce = demo(&config, brokers);
-        kit.tasks.spawn("demo agents", produce::run(produce, Arc::default(), kit.tasks.stop_token()));
+        running.push(
+            kit.tasks.spawn("demo agents", produce::run(produce, Arc::default(), kit.tasks.stop_token())),
+        );
     }
     let stop = kit.tasks.stop_token();
     stop.run_until_cancelled(show_runs(addresses.0)).await;
-    // Those who ask end before those who answer.
+    // Those who ask end before those who answer, and all of them before the broker.
     for part in &parts {
         part.drain(Duration::from_secs(10)).await?;
+    }
+    for ended in futures_util::future::join_all(running).await {
+        ended??;
     }
     drop(embedded);
     Ok(())

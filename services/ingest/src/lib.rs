@@ -14,7 +14,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{net::TcpListener, runtime::Handle, task::JoinHandle};
+use tokio::{net::TcpListener, runtime::Handle, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 pub mod append;
@@ -33,6 +33,8 @@ use kafka::Consumer;
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Rates are counted in seconds.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long leaving the group may take at the end.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
 const TOPIC_RETRY: Duration = Duration::from_millis(500);
@@ -59,7 +61,8 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
 
     let consumer = Consumer::join(&config)?;
     let stop = kit.tasks.stop_token();
-    let group = serve_group(consumer.clone(), CancellationToken::new());
+    let group = CancellationToken::new();
+    let left = serve_group(consumer.clone(), group.clone())?;
     let latch = kit.readiness.latch("kafka");
     kit.tasks.spawn("topic", watch_topic(consumer.clone(), partition_count, latch, stop.clone()));
     kit.tasks.spawn(
@@ -79,18 +82,29 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
     let served = kit_grpc::serve(&kit, listener, DESCRIPTORS, tonic::service::Routes::new(service)).await;
     // The group is served until all is stored and committed, and left behind that.
     pipelines.await?;
+    drop(consumer);
     group.cancel();
-    drop(tokio::task::spawn_blocking(move || drop(consumer)).await);
+    if tokio::time::timeout(LEAVE_TIMEOUT, left).await.is_err() {
+        tracing::warn!(
+            "the group was not left in time: kafka gives our partitions away when the session times out"
+        );
+    }
     served
 }
 
-/// Serves the group on a thread of its own: a revocation blocks it until the pipelines have drained.
-fn serve_group(consumer: Consumer, stop: CancellationToken) -> CancellationToken {
-    let (stopped, runtime) = (stop.clone(), Handle::current());
-    tokio::task::spawn_blocking(move || {
-        runtime.block_on(stopped.run_until_cancelled(consumer.serve()));
-    });
-    stop
+/// Serves the group until `stop`, then leaves it; the answer comes when that is done. On a thread of its own: a
+/// revocation blocks it until the pipelines have drained, and leaving takes as long as Kafka takes. It is not one
+/// of the runtime's threads, for whose end the process would wait.
+fn serve_group(consumer: Consumer, stop: CancellationToken) -> std::io::Result<oneshot::Receiver<()>> {
+    let (done, left) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::Builder::new().name("kafka group".into()).spawn(move || {
+        runtime.block_on(stop.run_until_cancelled(consumer.serve()));
+        drop(consumer);
+        // Nobody waits any more when it took too long.
+        done.send(()).ok();
+    })?;
+    Ok(left)
 }
 
 /// Keeps one pipeline running for each partition that the group gave us.

@@ -18,12 +18,12 @@ use futures_util::future::try_join_all;
 use std::time::Duration;
 
 const PAGE_BYTES_MAX: u64 = 1 << 20;
-const FIRST: Partition = Partition::ZERO;
 
 /// The store, and the connection that it shares with the candidates that are not ours.
 pub(crate) struct Ours {
     store: RedisStore,
     stream: Stream,
+    first: Partition,
     pub(crate) connection: Connection,
 }
 
@@ -41,11 +41,15 @@ impl Ours {
             timeout: Duration::from_secs(30),
             allow_eviction: false,
         })?;
-        let retention =
-            config::Retention { age: Duration::from_secs(3_600), records_max: 10_000_000, bytes_max: 1 << 30 };
+        let retention = config::Retention {
+            age: Duration::from_secs(3_600),
+            records_max: 10_000_000,
+            bytes_max: 1 << 30,
+        };
         let connection = connections.appends.clone();
         let store = RedisStore::new(connections, retention, None);
-        Ok(Self { store, stream: Stream::new("dashstream-events")?, connection })
+        let (stream, first) = (Stream::new("dashstream-events")?, Partition::new(0)?);
+        Ok(Self { store, stream, first, connection })
     }
 
     /// Opens all partitions of a store that was cleared, and has the scripts loaded.
@@ -76,7 +80,8 @@ impl Ours {
                 let call = &partition[from..partition.len().min(from + batches)];
                 let outcomes = self.store.append(&self.stream, call).await?;
                 let ours = call.iter().zip(outcomes);
-                let ours = ours.filter(|(batch, outcome)| *outcome == Appended::Stored { last: batch.last() });
+                let ours =
+                    ours.filter(|(batch, outcome)| *outcome == Appended::Stored { last: batch.last() });
                 stored += ours.map(|(batch, _)| batch.record_count as usize).sum::<usize>();
             }
         }
@@ -87,7 +92,7 @@ impl Ours {
     pub(crate) async fn read_partition(&self) -> Result<usize> {
         let (mut from, mut records) = (From::Earliest, 0);
         loop {
-            let page = self.store.read(&self.stream, FIRST, from, PAGE_BYTES_MAX).await?;
+            let page = self.store.read(&self.stream, self.first, from, PAGE_BYTES_MAX).await?;
             let Page::Batches { epoch, gap: None, batches, at_end, .. } = page else {
                 bail!("not a page: {page:?}");
             };
@@ -104,15 +109,16 @@ impl Ours {
 
     /// Fails unless the first partition holds exactly these batches' records.
     pub(crate) async fn check(&self, workload: &Workload) -> Result<()> {
-        let page = self.store.read(&self.stream, FIRST, From::Earliest, 1 << 30).await?;
+        let page = self.store.read(&self.stream, self.first, From::Earliest, 1 << 30).await?;
         let Page::Batches { batches, .. } = page else { bail!("not a page") };
-        let mut wanted = workload.messages.iter().filter(|message| message.partition == FIRST.get());
+        let mut wanted = workload.messages.iter().filter(|message| message.partition == self.first.get());
         for stored in &batches {
             batch::check(stored)?;
             for record in batch::records(stored) {
                 let record = record?;
                 match wanted.next() {
-                    Some(message) if message.offset == record.offset && message.payload == record.payload => {}
+                    Some(message) if message.offset == record.offset && message.payload == record.payload => {
+                    }
                     other => bail!("record {} came back where {other:?} was written", record.offset),
                 }
             }
@@ -128,7 +134,8 @@ impl Ours {
         let mut read = 0;
         for thread in threads {
             let name = ThreadName::new(thread)?;
-            let page = self.store.read_thread(&self.stream, FIRST, &name, After::Nothing, records).await?;
+            let page =
+                self.store.read_thread(&self.stream, self.first, &name, After::Nothing, records).await?;
             let page = page.map_or_else(Vec::new, |page| page.records);
             read += page.iter().filter(|record| record.thread_id == *thread).count();
         }
@@ -137,6 +144,6 @@ impl Ours {
 
     /// The key of the first partition's log.
     pub(crate) fn log(&self) -> String {
-        Key::Log(&self.stream, FIRST).to_string()
+        Key::Log(&self.stream, self.first).to_string()
     }
 }

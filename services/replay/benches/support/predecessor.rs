@@ -10,42 +10,29 @@ use redis::{Cmd, Pipeline, Value};
 
 const LIFETIME_SECONDS: u64 = 3_600;
 const PAGE_RECORDS: usize = 1_000;
-/// Its producers compress larger payloads, one by one.
-const COMPRESS_ABOVE: usize = 512;
-const COMPRESS_LEVEL: i32 = 3;
 
 pub(crate) struct Predecessor {
     connection: Connection,
     prefix: String,
 }
 
-/// A record with Kafka's value as the predecessor's producers write it.
+/// A record and its value by thread.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
     message: &'a Message,
-    value: Vec<u8>,
     thread_value: Vec<u8>,
 }
 
 /// What it has to store, made before the clock runs.
-pub(crate) fn rows(workload: &Workload) -> Result<Vec<Row<'_>>> {
+pub(crate) fn rows(workload: &Workload) -> Vec<Row<'_>> {
     workload.messages.iter().map(row).collect()
 }
 
-fn row(message: &Message) -> Result<Row<'_>> {
-    let mut value = vec![0];
-    value.extend_from_slice(&message.payload);
-    if message.payload.len() > COMPRESS_ABOVE {
-        let packed = zstd::bulk::compress(&message.payload, COMPRESS_LEVEL)?;
-        if packed.len() < message.payload.len() {
-            value = vec![1];
-            value.extend(packed);
-        }
-    }
+fn row(message: &Message) -> Row<'_> {
     let mut thread_value = message.partition.to_le_bytes().to_vec();
     thread_value.extend(message.offset.to_le_bytes());
-    thread_value.extend(&value);
-    Ok(Row { message, value, thread_value })
+    thread_value.extend(&message.payload);
+    Row { message, thread_value }
 }
 
 impl Predecessor {
@@ -58,13 +45,13 @@ impl Predecessor {
 
     /// Six commands for each record, as the predecessor sends them.
     fn commands(&self, row: &Row<'_>) -> [Cmd; 6] {
-        let Message { partition, offset, thread_id, sequence, .. } = row.message;
+        let Message { partition, offset, thread_id, sequence, payload } = row.message;
         let prefix = &self.prefix;
         let key = format!("{prefix}:partition:{partition}:offset:{offset}");
         let index = format!("{prefix}:partition:{partition}:offsets");
         let thread_key = format!("{prefix}:thread:{thread_id}:seq:{sequence}");
         let thread_index = format!("{prefix}:thread:{thread_id}:sequences");
-        let [set, add, expire] = triple(&key, &row.value, &index, *offset);
+        let [set, add, expire] = triple(&key, payload, &index, *offset);
         let [thread_set, thread_add, thread_expire] =
             triple(&thread_key, &row.thread_value, &thread_index, *sequence);
         [set, add, expire, thread_set, thread_add, thread_expire]

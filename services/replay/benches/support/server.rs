@@ -123,12 +123,19 @@ impl Server {
     /// Processor time that the server used so far, seconds.
     pub(crate) async fn cpu_seconds(&self) -> Result<f64> {
         let info = self.info("cpu").await?;
-        let part = |name: &str| info.get(name).context("redis tells its time")?.parse().context("a number");
-        Ok::<f64, anyhow::Error>(part("used_cpu_user")? + part("used_cpu_sys")?)
+        let part = |name: &str| -> Result<f64> {
+            Ok(info.get(name).context("redis tells its processor time")?.parse()?)
+        };
+        Ok(part("used_cpu_user")? + part("used_cpu_sys")?)
     }
 
     /// SETs a second by `redis-benchmark`, 64 in a pipeline; `None` where there is no such program.
-    pub(crate) fn benchmark(&self, payload_bytes: usize, commands: usize, clients: usize) -> Result<Option<f64>> {
+    pub(crate) fn benchmark(
+        &self,
+        payload_bytes: usize,
+        commands: usize,
+        clients: usize,
+    ) -> Result<Option<f64>> {
         let mut command = pinned("redis-benchmark", self.cores.map(|cores| cores.client));
         let (port, size, count) = (self.port.to_string(), payload_bytes.to_string(), commands.to_string());
         command.args(["-p", &port, "-t", "set", "-P", "64", "-c", &clients.to_string(), "--csv"]);

@@ -106,19 +106,9 @@ impl Workload {
         let threads = threads.map(thread_id).collect();
         Ok(Self { shape, partitions, messages, threads })
     }
-
-    /// Bytes of all payloads together.
-    pub(crate) fn payload_bytes(&self) -> usize {
-        self.messages.iter().map(|message| message.payload.len()).sum()
-    }
 }
 
-fn batches(
-    shape: Shape,
-    partition: usize,
-    sequences: &mut [u64],
-    random: &mut StdRng,
-) -> Result<Vec<Batch>> {
+fn batches(shape: Shape, partition: usize, sequences: &mut [u64], random: &mut StdRng) -> Result<Vec<Batch>> {
     let mut packer = Packer::new(EPOCH, Partition::new(i32::try_from(partition)?)?, None);
     let mut batches = Vec::new();
     let own = (THREADS - partition).div_ceil(PARTITIONS);
