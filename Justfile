@@ -171,3 +171,8 @@ test-e2e *filter:
 [group('test')]
 test-tidy:
     cargo test --workspace --locked --test tidy
+
+# Measure the store on a Redis of its own, against plain Redis and the predecessor's layout: `just bench --json FILE`
+[group('bench')]
+bench *args:
+    cargo bench --locked --package dashstream-replay -- {{ args }}

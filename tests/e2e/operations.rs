@@ -45,7 +45,16 @@ async fn every_service_answers_reflection_health_and_its_operations_port() {
     ] {
         let names = services_by_reflection(&address).await;
         assert!(names.iter().any(|found| found == name), "{name} in {names:?}");
-        assert_eq!(health(&address).await, i32::from(ServingStatus::Serving), "{name}");
+        // It follows readiness, which another protocol told.
+        eventually("the health is serving", Duration::from_secs(10), async || {
+            let status = health(&address).await;
+            if status == i32::from(ServingStatus::Serving) {
+                Ok(())
+            } else {
+                Err(format!("{name}: {status}"))
+            }
+        })
+        .await;
         operations_port(service, name).await;
     }
 }

@@ -387,9 +387,9 @@ async fn the_newest_whole_state_of_a_thread_outlives_the_trimming_of_its_log() {
     let page = both.redis.read_thread(&both.stream, partition, &name, After::Nothing, 1_000).await;
     let page = page.expect("redis").expect("the thread");
     let offsets: Vec<_> = page.records.iter().map(|record| record.offset).collect();
-    assert!(page.trimmed);
-    assert_eq!(offsets, [33].into_iter().chain(140..200).collect::<Vec<_>>());
-    assert_eq!(page.records[0].payload, 33_u64.to_be_bytes().as_slice());
+    assert_eq!((page.trimmed, offsets), (true, (140..200).collect::<Vec<_>>()));
+    let whole = page.whole_state.expect("a base");
+    assert_eq!((whole.offset, &whole.payload[..]), (33, &33_u64.to_be_bytes()[..]));
     // A reader who has 150 has all that it needs.
     let after = After::Offset { epoch, at: Some(offset(150)) };
     let page = both.redis.read_thread(&both.stream, partition, &name, after, 1_000).await;

@@ -1,5 +1,12 @@
 //! Whatever happens to replay or to Redis, the stored log is a correct chain, and what was lost is written again.
 use dashstream_core::position::{Epoch, Offset, Partition};
+use dashstream_proto::{
+    log::v1::Batch,
+    replay::v1::{
+        AppendRequest, ReadThreadRequest, RefusalReason, append_response::Outcome,
+        replay_service_client::ReplayServiceClient,
+    },
+};
 use dashstream_replay::{
     config::Retention,
     connection::Connections,
@@ -246,4 +253,51 @@ async fn processed(connection: &mut MultiplexedConnection) -> u64 {
     let info: String = redis::cmd("INFO").arg("stats").query_async(connection).await.expect("redis answers");
     let line = info.lines().find_map(|line| line.strip_prefix("total_reads_processed:"));
     line.and_then(|text| text.trim().parse().ok()).expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_bytes_under_a_stored_offset_are_an_alarm_and_the_same_bytes_are_not() {
+    let redis = Redis::start(&[]).await;
+    let service = replay(&redis.url(), &[]).await;
+    let mut writer = Writer::new(&service.address(), "runs", 0);
+    writer.write_until(40).await;
+    let channel = dashstream_kit::grpc::channel_to(&service.address()).expect("an address");
+    let mut client = ReplayServiceClient::new(channel);
+    let mut append = async |batch: Batch| {
+        let request = AppendRequest { stream: "runs".into(), batch: Some(batch) };
+        let answers = client.append(futures_util::stream::iter([request])).await.expect("an answer");
+        answers.into_inner().message().await.expect("an answer").and_then(|answer| answer.outcome)
+    };
+    let epoch = writer.epoch().expect("it wrote");
+    let partition = Partition::new(0).expect("in range");
+    let same = batch_after(epoch, partition, Some(Offset::clamped(9)), 40).expect("records");
+    let Some(Outcome::Stored(stored)) = append(same.clone()).await else { panic!("it is held") };
+    assert!(stored.duplicate);
+    let changed =
+        same.records.iter().map(|byte| if *byte == b'x' { b'y' } else { *byte }).collect::<Vec<_>>();
+    let Some(Outcome::Refused(refused)) = append(Batch { records: changed.into(), ..same }).await else {
+        panic!("other bytes are refused")
+    };
+    assert_eq!(refused.reason(), RefusalReason::Divergent);
+    writer.assert_stored(40).await;
+    assert!(service.log_text().contains("other bytes"), "and logged as an error");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_thread_lost_is_told_with_exact_bounds_around_its_base() {
+    let redis = Redis::start(&[]).await;
+    let service = replay(&redis.url(), &[("REPLAY_RETENTION_RECORDS", "64")]).await;
+    let mut writer = Writer::new(&service.address(), "runs", 0);
+    writer.write_until(400).await;
+    let channel = dashstream_kit::grpc::channel_to(&service.address()).expect("an address");
+    let request =
+        ReadThreadRequest { stream: "runs".into(), thread_id: "thread-3".into(), ..Default::default() };
+    let answers = ReplayServiceClient::new(channel).read_thread(request).await.expect("an answer");
+    let mut answers = answers.into_inner();
+    let first = answers.message().await.expect("an answer").expect("one at least");
+    // The thread has every fifth record; none carries the whole state.
+    let gap = first.gap.expect("records were let go");
+    let begins = first.records[0].offset;
+    assert_eq!((gap.first_offset, gap.last_offset, gap.epoch), (0, begins - 1, first.epoch));
+    assert!(begins > 300 && first.records.iter().all(|record| record.offset % 5 == 3));
 }

@@ -212,5 +212,5 @@ async fn what_is_kept_is_told_as_it_is_and_shrinks_when_retention_does() {
     let zero = Some(Retention { records_max: 0, ..bounds });
     let refused = replay.client.set_retention(SetRetentionRequest { retention: zero, ..set }).await;
     let status = refused.expect_err("nothing can be kept with that");
-    assert_eq!(status.message(), "retention.records_max is 0: expected at least 1");
+    assert_eq!(status.message(), "retention.records_max is 0: expected 1 to 2^53");
 }

@@ -84,6 +84,11 @@ impl Writer {
         }
     }
 
+    /// The epoch that it writes in, once it has.
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
     /// Appends until the store holds every record before `end`.
     pub async fn write_until(&mut self, end: u64) {
         loop {

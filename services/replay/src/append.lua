@@ -60,6 +60,15 @@ redis.call('PEXPIRE', KEYS[2], ARGV[6])
 local slack = math.floor(age / 16)
 local lifetime = text(age + slack)
 
+-- Lua's own comparison follows the server's locale.
+local function less(a, b)
+  for i = 1, 8 do
+    local x, y = string.byte(a, i), string.byte(b, i)
+    if x ~= y then return x < y end
+  end
+  return false
+end
+
 local function touch_thread(key, index, at)
   local was = redis.call('HMGET', key, 'e', 'x', 'n', 'errors', 'tokens', 'cost')
   local new = was[1] ~= epoch
@@ -90,7 +99,7 @@ local function touch_thread(key, index, at)
   if length > INDEX_BYTES_MAX then
     local entries = redis.call('GET', index)
     local keep = 1
-    while keep < length and string.sub(entries, keep, keep + 7) < first do keep = keep + ENTRY_BYTES end
+    while keep < length and less(string.sub(entries, keep, keep + 7), first) do keep = keep + ENTRY_BYTES end
     if keep > 1 then
       redis.call('SET', index, string.sub(entries, keep))
       redis.call('PEXPIRE', index, lifetime)

@@ -30,7 +30,9 @@ pub(crate) async fn append_all<S: Store>(
     for request in requests {
         match valid(request) {
             Ok((name, batch)) => {
-                if stream.as_ref().is_some_and(|stream| *stream != name) {
+                // In a cluster, partitions may be on different nodes.
+                let other = run.last().is_some_and(|last| last.partition != batch.partition);
+                if other || stream.as_ref().is_some_and(|stream| *stream != name) {
                     append_run(store, metrics, stream.as_ref(), &mut run, &mut answers).await?;
                 }
                 stream = Some(name);
@@ -89,7 +91,7 @@ async fn divergence<S: Store>(store: &S, stream: &Stream, batch: &Batch) -> Resu
     let mut at = batch.link();
     while at < Some(batch.last()) {
         let from = From::After { epoch: Epoch::new(batch.epoch), at };
-        let page = store.read(stream, partition, from, batch.records.len() as u64).await?;
+        let page = store.read_own(stream, partition, from, batch.records.len() as u64).await?;
         let Page::Batches { batches, .. } = page else { return Ok(None) };
         for theirs in batches.iter().flat_map(batch::records) {
             let theirs = theirs.map_err(crate::store::Error::from)?;

@@ -63,7 +63,7 @@ pub struct Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::Args)]
 pub struct Retention {
     /// How long records are kept.
-    #[arg(long = "retention", env = "REPLAY_RETENTION", default_value = "1h", value_parser = duration)]
+    #[arg(long = "retention", env = "REPLAY_RETENTION", default_value = "1h", value_parser = age)]
     pub age: Duration,
 
     /// Most records kept of a partition.
@@ -74,6 +74,16 @@ pub struct Retention {
     /// Most bytes of batches kept of a partition.
     #[arg(long = "retention-bytes", env = "REPLAY_RETENTION_BYTES", default_value = "1GiB", value_parser = byte_size)]
     pub bytes_max: u64,
+}
+
+impl Retention {
+    /// The longest age: ten years. Redis takes no expiry that is much longer than a lifetime.
+    pub const AGE_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+}
+
+fn age(text: &str) -> Result<Duration, String> {
+    let age = duration(text)?;
+    if age > Retention::AGE_MAX { Err("expected at most ten years".into()) } else { Ok(age) }
 }
 
 /// How Redis is reached. Only for the Redis store.

@@ -175,7 +175,7 @@ impl Token {
                 return Ok(ListPlace { active_ms: self.active_ms, name: self.name.clone() });
             }
             // None of this moment came yet.
-            std::cmp::Ordering::Greater => self.active_ms + 1,
+            std::cmp::Ordering::Greater => self.active_ms.saturating_add(1),
         };
         // The least name, so that nothing of the moment itself is below.
         Ok(ListPlace { active_ms, name: ThreadName::new("-")? })

@@ -7,7 +7,7 @@ use crate::{
         page,
     },
     stored,
-    threads::{After, Delta, IndexEntry, Summary, ThreadPage, deltas, plan, select, stands_in},
+    threads::{After, Delta, IndexEntry, Summary, ThreadPage, deltas, plan, select, stand_in},
 };
 use dashstream_core::{
     batch::{Malformed, Span},
@@ -241,12 +241,11 @@ impl Log {
         }
         let oldest = self.entries.front().map(|entry| &entry.batch);
         let (batches, trimmed) = plan(&thread.index, oldest.map(Span::last), after);
-        let mut page =
-            ThreadPage { partition, epoch: self.epoch, records: Vec::new(), at_end: true, trimmed };
-        let whole = thread.whole_state.as_ref();
-        if let Some(whole) = whole.filter(|w| stands_in(Some(w.last()), oldest.map(Span::first), after)) {
-            page.records.extend(select(whole, &name.id(), After::Nothing)?);
-        }
+        let whole = thread.whole_state.as_ref().filter(|_| trimmed);
+        let whole = whole.map(|whole| stand_in(whole, oldest.map(Span::first), &name.id(), after));
+        let whole_state = whole.transpose()?.flatten();
+        let (epoch, records) = (self.epoch, Vec::new());
+        let mut page = ThreadPage { partition, epoch, trimmed, whole_state, records, at_end: true };
         for (at, last) in batches.iter().enumerate() {
             let found = self.entries.partition_point(|entry| entry.batch.last() < *last);
             let Some(entry) = self.entries.get(found) else { continue };

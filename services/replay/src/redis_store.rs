@@ -139,6 +139,7 @@ impl RedisStore {
         from: From,
         bytes_max: u64,
     ) -> Result<Raw, Error> {
+        self.inventory.used(stream);
         // An entry's id is its last offset plus one: what follows `at` ends at `at + 1` or later.
         let (first, bytes_max, epoch) = match from {
             From::Earliest | From::AtTime(_) => ("-".into(), bytes_max.max(1), String::new()),

@@ -180,14 +180,26 @@ pub trait Store: Send + Sync + 'static {
         retention: Option<Retention>,
     ) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Records of a thread from before this store: what a predecessor left, in order of sequence. Those whose
-    /// partition is `None` have no place in a log.
+    /// As [`Store::read`], without what another store left in front of this one.
+    fn read_own(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        from: From,
+        bytes_max: u64,
+    ) -> impl Future<Output = Result<Page, Error>> + Send {
+        self.read(stream, partition, from, bytes_max)
+    }
+
+    /// Records of a thread from before this store: what a predecessor left, in order of sequence, about
+    /// `records_max` at the most. Those whose partition is `None` have no place in a log.
     fn older_records(
         &self,
         thread_id: &str,
         after_sequence: Option<u64>,
+        records_max: usize,
     ) -> impl Future<Output = Result<Vec<(Option<Partition>, Record)>, Error>> + Send {
-        let (_, _) = (thread_id, after_sequence);
+        let (_, _, _) = (thread_id, after_sequence, records_max);
         std::future::ready(Ok(Vec::new()))
     }
 

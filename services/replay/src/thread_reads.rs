@@ -49,9 +49,12 @@ impl<S: Store> Reading<S> {
                 After::Offset { epoch: Epoch::new(cursor.epoch), at }
             }
         };
+        let left = if request.records_max == 0 { usize::MAX } else { request.records_max as usize };
         let older = match after {
-            After::Nothing => store.older_records(&request.thread_id, None).await?,
-            After::Sequence(sequence) => store.older_records(&request.thread_id, Some(sequence)).await?,
+            After::Nothing => store.older_records(&request.thread_id, None, left).await?,
+            After::Sequence(sequence) => {
+                store.older_records(&request.thread_id, Some(sequence), left).await?
+            }
             After::Offset { .. } => Vec::new(),
         };
         let of_tenant =
@@ -62,7 +65,6 @@ impl<S: Store> Reading<S> {
             Err(Error::NoThread(_)) if !older.is_empty() => None,
             Err(error) => return Err(error),
         };
-        let left = if request.records_max == 0 { usize::MAX } else { request.records_max as usize };
         Ok(Self { store, stream, partition, name, after, left, older })
     }
 
@@ -82,7 +84,15 @@ impl<S: Store> Reading<S> {
                 }
             }
             let answer = match page {
-                Ok(Some(page)) => self.take(page, std::mem::take(&mut first)),
+                Ok(Some(mut page)) => {
+                    let begun = if std::mem::take(&mut first) { self.begin_with(&mut page) } else { None };
+                    if let Some(begun) = begun
+                        && answers.send(Ok(begun)).await.is_err()
+                    {
+                        return;
+                    }
+                    Ok(self.take(page))
+                }
                 Ok(None) => return,
                 Err(status) => Err(status),
             };
@@ -123,30 +133,45 @@ impl<S: Store> Reading<S> {
         older.into_iter().enumerate().map(answer).collect()
     }
 
-    fn take(&mut self, page: ThreadPage, first: bool) -> Result<ReadThreadResponse, Status> {
-        let gap = if page.trimmed && first { self.gap(&page) } else { None };
+    /// The newest whole state in place of records that are gone, as an answer of its own: what lies behind it is
+    /// gone too.
+    fn begin_with(&mut self, page: &mut ThreadPage) -> Option<ReadThreadResponse> {
+        let record = page.whole_state.take()?;
+        let gap = self.gap(page, record.offset);
+        self.left = self.left.saturating_sub(1);
+        self.after = After::Offset { epoch: page.epoch, at: Some(Offset::clamped(record.offset)) };
+        let (partition, epoch) = (page.partition.get(), page.epoch.get());
+        Some(ReadThreadResponse { partition, epoch, records: vec![record], at_end: false, gap })
+    }
+
+    fn take(&mut self, mut page: ThreadPage) -> ReadThreadResponse {
+        page.records.truncate(self.left);
+        let gap = match page.records.first() {
+            Some(record) if page.trimmed => self.gap(&page, record.offset),
+            Some(_) | None => None,
+        };
         self.left = self.left.saturating_sub(page.records.len());
         let last: Link = page.records.last().map(|record| Offset::clamped(record.offset));
         if last.is_some() {
             self.after = After::Offset { epoch: page.epoch, at: last };
         }
-        Ok(ReadThreadResponse {
+        ReadThreadResponse {
             partition: page.partition.get(),
             epoch: page.epoch.get(),
             // Without a record there is nowhere to go on from.
             at_end: page.at_end || last.is_none(),
             records: page.records,
             gap,
-        })
+        }
     }
 
-    /// Offsets among which records of the thread were let go: from the reader's position to its first record.
-    fn gap(&self, page: &ThreadPage) -> Option<Gap> {
+    /// Offsets among which records of the thread were let go: from the reader's position to the next that it gets.
+    fn gap(&self, page: &ThreadPage, next: u64) -> Option<Gap> {
         let first_offset = match self.after {
             After::Offset { at, .. } => at.map_or(0, |at| at.get() + 1),
             After::Nothing | After::Sequence(_) => 0,
         };
-        let last_offset = page.records.first()?.offset.checked_sub(1)?;
+        let last_offset = next.checked_sub(1)?;
         (first_offset <= last_offset).then(|| Gap {
             epoch: page.epoch.get(),
             partition: page.partition.get(),

@@ -2,7 +2,7 @@
 //! for all stores.
 use crate::keys::ThreadName;
 use dashstream_core::{
-    batch::{self, Malformed},
+    batch::{self, Malformed, Span},
     position::{Epoch, Link, Offset, Partition},
 };
 use dashstream_proto::log::v1::{Batch, Packing, Record, Records, RunStatus};
@@ -223,11 +223,13 @@ pub fn select(batch: &Batch, thread_id: &str, after: After) -> Result<Vec<Record
 pub struct ThreadPage {
     pub partition: Partition,
     pub epoch: Epoch,
+    /// Retention let go records of the thread that the reader does not have, all before `records`.
+    pub trimmed: bool,
+    /// The newest whole state among those, kept for a reader to begin with.
+    pub whole_state: Option<Record>,
     pub records: Vec<Record>,
     /// Nothing of the thread follows.
     pub at_end: bool,
-    /// The first record stands for others before it that retention let go.
-    pub trimmed: bool,
 }
 
 /// The batches to read for what follows `after`, and whether batches before them are gone. `oldest` is the
@@ -239,14 +241,21 @@ pub fn plan(entries: &[IndexEntry], oldest: Link, after: After) -> (Vec<Offset>,
     (kept, !gone.is_empty())
 }
 
-/// Whether the record with the whole state, at `whole`, is to be told in place of batches that are gone.
-pub fn stands_in(whole: Link, oldest_first: Option<Offset>, after: After) -> bool {
-    let before_all = whole.is_some() && whole < oldest_first;
-    before_all
-        && match after {
-            After::Nothing | After::Sequence(_) => true,
-            After::Offset { at, .. } => whole > at,
-        }
+/// The record with the whole state, if it is to be told in place of batches that are gone: it is before the
+/// oldest batch kept, and the reader does not have it. `whole` is a batch of it alone.
+///
+/// # Errors
+/// [`Malformed`] when it does not parse.
+pub fn stand_in(
+    whole: &Batch,
+    oldest_first: Option<Offset>,
+    thread_id: &str,
+    after: After,
+) -> Result<Option<Record>, Malformed> {
+    if Some(whole.last()) >= oldest_first {
+        return Ok(None);
+    }
+    Ok(select(whole, thread_id, after)?.pop())
 }
 
 #[cfg(test)]
@@ -342,11 +351,12 @@ mod tests {
         let (kept, gone) = plan(&entries, at(9), After::Nothing);
         assert_eq!((kept.len(), gone), (2, true));
         assert_eq!(plan(&entries, at(9), After::Sequence(5)), (kept, false));
-        assert!(stands_in(at(4), at(6), After::Nothing));
-        assert!(!stands_in(at(7), at(6), After::Nothing), "it is among the batches");
-        assert!(
-            !stands_in(at(4), at(6), After::Offset { epoch: Epoch::new(1), at: at(4) }),
-            "the reader has it"
-        );
+        let whole = deltas(&batch()).unwrap().remove(0).whole_state.unwrap();
+        let stands_in = |oldest, after| stand_in(&whole, at(oldest), "a", after).unwrap().is_some();
+        assert!(stands_in(6, After::Nothing));
+        assert!(!stands_in(0, After::Nothing), "it is among the batches");
+        let has = After::Offset { epoch: Epoch::new(1), at: at(0) };
+        assert!(!stands_in(6, has), "the reader has it");
+        assert!(!stands_in(6, After::Sequence(1)), "the reader has it");
     }
 }

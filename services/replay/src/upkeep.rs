@@ -58,13 +58,15 @@ pub(crate) fn told(retention: Retention) -> wire::Retention {
 /// # Errors
 /// Names the one that can't be.
 pub(crate) fn checked(asked: &wire::Retention) -> Result<Retention, Error> {
-    for (field, value) in [
-        ("retention.age_ms", asked.age_ms),
-        ("retention.records_max", asked.records_max),
-        ("retention.bytes_max", asked.bytes_max),
+    // Beyond it a script's numbers would not be exact.
+    const MOST: u64 = 1 << 53;
+    for (field, value, most, expected) in [
+        ("retention.age_ms", asked.age_ms, Retention::AGE_MAX.as_millis() as u64, "1 to ten years"),
+        ("retention.records_max", asked.records_max, MOST, "1 to 2^53"),
+        ("retention.bytes_max", asked.bytes_max, MOST, "1 to 2^53"),
     ] {
-        if value == 0 || value > i64::MAX as u64 {
-            return Err(Error::Invalid { field, value: value.to_string(), expected: "at least 1" });
+        if value == 0 || value > most {
+            return Err(Error::Invalid { field, value: value.to_string(), expected });
         }
     }
     let age = Duration::from_millis(asked.age_ms);
@@ -133,6 +135,12 @@ fn set(kept: &Kept, stream: &Stream, partition: Partition, description: &Descrip
         kept.last_offset.with_label_values(labels).set(held.to_kafka());
         kept.last_append_ms.with_label_values(labels).set(description.last_append_ms);
         kept.headroom_seconds.with_label_values(labels).set(headroom_ms(description, age) / 1_000);
+    } else {
+        for gauge in [&kept.earliest_offset, &kept.last_offset, &kept.last_append_ms, &kept.headroom_seconds]
+        {
+            // A series that is not there needs no removing.
+            drop(gauge.remove_label_values(labels));
+        }
     }
     kept.records.with_label_values(labels).set(number(description.records));
     kept.bytes.with_label_values(labels).set(number(description.bytes));

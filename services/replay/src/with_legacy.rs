@@ -106,6 +106,16 @@ impl<S: Store> Store for WithLegacy<S> {
         Ok(older.unwrap_or(page))
     }
 
+    async fn read_own(
+        &self,
+        stream: &Stream,
+        partition: Partition,
+        from: From,
+        bytes_max: u64,
+    ) -> Result<Page, Error> {
+        self.inner.read_own(stream, partition, from, bytes_max).await
+    }
+
     async fn read_thread(
         &self,
         stream: &Stream,
@@ -173,6 +183,7 @@ impl<S: Store> Store for WithLegacy<S> {
         &self,
         thread_id: &str,
         after_sequence: Option<u64>,
+        records_max: usize,
     ) -> Result<Vec<(Option<Partition>, Record)>, Error> {
         let (mut all, mut after) = (Vec::new(), after_sequence);
         loop {
@@ -182,6 +193,9 @@ impl<S: Store> Store for WithLegacy<S> {
             };
             after = Some(last);
             all.extend(records.into_iter().map(told));
+            if all.len() >= records_max {
+                return Ok(all);
+            }
         }
     }
 }

@@ -1,6 +1,5 @@
 //! What was measured, as Markdown and as JSON.
 use serde_json::{Value, json};
-use std::fmt::Write;
 
 /// One measurement.
 #[derive(Clone, Copy, Debug)]
@@ -178,8 +177,9 @@ fn cell(value: Option<f64>, decimals: usize) -> String {
 
 fn line(text: &mut String, cells: impl Iterator<Item = String>) {
     for cell in cells {
-        // Writing to a string does not fail.
-        let _: Result<(), std::fmt::Error> = write!(text, "| {cell} ");
+        text.push_str("| ");
+        text.push_str(&cell);
+        text.push(' ');
     }
     text.push_str("|\n");
 }

@@ -45,6 +45,14 @@ impl Inventory {
         self.streams().get(stream.as_str()).and_then(|in_use| in_use.retention).unwrap_or(self.default)
     }
 
+    /// A stream is in use.
+    pub(super) fn used(&self, stream: &Stream) {
+        let mut streams = self.streams();
+        if !streams.contains_key(stream.as_str()) {
+            streams.insert(stream.as_str().to_owned(), InUse::default());
+        }
+    }
+
     /// A partition is in use.
     pub(super) fn appended(&self, stream: &Stream, partition: Partition) {
         let mut streams = self.streams();

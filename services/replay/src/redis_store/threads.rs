@@ -4,7 +4,7 @@ use crate::{
     keys::{Key, Stream, ThreadName},
     store::{Error, ListPlace},
     stored,
-    threads::{After, IndexEntry, Summary, ThreadPage, plan, select, stands_in},
+    threads::{After, IndexEntry, Summary, ThreadPage, plan, select, stand_in},
 };
 use bytes::Bytes;
 use dashstream_core::{
@@ -123,7 +123,7 @@ impl RedisStore {
     ) -> Result<Option<ThreadPage>, Error> {
         let mut pipeline = redis::pipe();
         pipeline.cmd("HMGET").arg(Key::Meta(stream, partition).to_string()).arg(&["e", "f"]);
-        pipeline.cmd("HMGET").arg(Key::Thread(stream, partition, name).to_string()).arg(&["e", "wo", "w"]);
+        pipeline.cmd("HMGET").arg(Key::Thread(stream, partition, name).to_string()).arg(&["e", "w"]);
         pipeline.cmd("GET").arg(Key::Index(stream, partition, name).to_string());
         pipeline.cmd("XRANGE").arg(Key::Log(stream, partition).to_string()).arg(&["-", "+", "COUNT", "1"]);
         type Fields = Vec<Option<Bytes>>;
@@ -142,13 +142,15 @@ impl RedisStore {
         let oldest = oldest.map(stored::decode).transpose()?;
         let entries = IndexEntry::read_all(&index.unwrap_or_default());
         let (batches, gone) = plan(&entries, oldest.as_ref().map(Span::last), after);
-        let mut page = ThreadPage { partition, epoch, records: Vec::new(), at_end: true, trimmed: gone };
-
-        let whole = parse_link(as_text(&field(&thread, 1))?)?;
-        if stands_in(whole, oldest.as_ref().map(Span::first), after) {
-            let whole = stored::decode(field(&thread, 2))?;
-            page.records.extend(select(&whole, &name.id(), After::Nothing)?);
-        }
+        let whole = field(&thread, 1);
+        let whole_state = if gone && !whole.is_empty() {
+            let oldest = oldest.as_ref().map(Span::first);
+            stand_in(&stored::decode(whole)?, oldest, &name.id(), after)?
+        } else {
+            None
+        };
+        let (trimmed, records) = (gone, Vec::new());
+        let mut page = ThreadPage { partition, epoch, trimmed, whole_state, records, at_end: true };
         self.fill(stream, &mut page, &batches, &name.id(), after, records_max).await?;
         Ok(Some(page))
     }
