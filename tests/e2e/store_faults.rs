@@ -3,7 +3,7 @@ use dashstream_core::position::{Epoch, Offset, Partition};
 use dashstream_proto::{
     log::v1::Batch,
     replay::v1::{
-        AppendRequest, ReadThreadRequest, RefusalReason, append_response::Outcome,
+        AppendRequest, ListThreadsRequest, ReadThreadRequest, RefusalReason, append_response::Outcome,
         replay_service_client::ReplayServiceClient,
     },
 };
@@ -12,7 +12,7 @@ use dashstream_replay::{
     connection::Connections,
     keys::Stream,
     redis_store::RedisStore,
-    store::{Appended, Open, Store},
+    store::{Appended, From, Open, Page, Store},
 };
 use dashstream_tests::{
     Kind, Proxy, Redis, Service, Stop, Writer, eventually,
@@ -23,6 +23,7 @@ use dashstream_tests::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use redis::aio::MultiplexedConnection;
 use std::time::{Duration, Instant};
+use tonic::Code;
 
 async fn replay(url: &str, more: &[(&str, &str)]) -> Service {
     let wires = [("REDIS_URL", url), ("REPLAY_STORE", "redis"), ("REDIS_TIMEOUT", "2s")];
@@ -213,7 +214,8 @@ async fn a_cluster_of_three_keeps_every_partition_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_append_is_one_round_trip_and_scans_nothing() {
     let redis = Redis::start(&[]).await;
-    let retention = Retention { age: Duration::from_secs(600), records_max: 500, bytes_max: 1 << 30 };
+    // Less than is written, so that appends trim as well.
+    let retention = Retention { age: Duration::from_secs(600), records_max: 2_000, bytes_max: 1 << 30 };
     let store =
         RedisStore::new(Connections::new(&settings(&redis.url())).expect("settings"), retention, None);
     let (stream, partition) = (Stream::new("runs").expect("a name"), Partition::new(0).expect("in range"));
@@ -246,6 +248,78 @@ async fn an_append_is_one_round_trip_and_scans_nothing() {
     // What clients sent, without what scripts called: the appends, and the questions of this test.
     let sent = processed(&mut connection).await - reads;
     assert!(sent <= 200 + 3, "{sent} commands came in for 200 appends");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_a_thousand_records_is_one_round_trip() {
+    let redis = Redis::start(&[]).await;
+    let service = replay(&redis.url(), &[]).await;
+    let mut writer = Writer::new(&service.address(), "runs", 0);
+    writer.write_until(1_500).await;
+    let retention = Retention { age: Duration::from_secs(600), records_max: 2_000, bytes_max: 1 << 30 };
+    let store =
+        RedisStore::new(Connections::new(&settings(&redis.url())).expect("settings"), retention, None);
+    let (stream, partition) = (Stream::new("runs").expect("a name"), Partition::new(0).expect("in range"));
+    let read = async |from: From| {
+        let page = store.read(&stream, partition, from, 1 << 20).await.expect("redis");
+        let Page::Batches { batches, .. } = page else { panic!("a page of {from:?}") };
+        batches.iter().map(|batch| batch.record_count).sum::<u32>()
+    };
+    for (from, most) in [(From::Earliest, 1), (From::AtTime(400), 2)] {
+        read(from).await; // loads the scripts
+        let mut connection = redis.connection().await;
+        redis::cmd("CONFIG").arg("RESETSTAT").exec_async(&mut connection).await.expect("redis answers");
+        assert!(read(from).await >= 1_000);
+        let stats: String =
+            redis::cmd("INFO").arg("commandstats").query_async(&mut connection).await.expect("redis answers");
+        let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        let calls: u32 = calls.and_then(|rest| rest.split(',').next()?.parse().ok()).expect("calls");
+        assert!(calls <= most, "{from:?} took {calls} round trips");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_beyond_the_budget_is_told_to_come_back_and_a_deadline_is_kept() {
+    let redis = Redis::start(&[]).await;
+    let service = replay(&redis.url(), &[("REPLAY_READS_MAX", "1"), ("REDIS_TIMEOUT", "10s")]).await;
+    Writer::new(&service.address(), "runs", 0).write_until(10).await;
+    let channel = dashstream_kit::grpc::channel_to(&service.address()).expect("an address");
+    let client = ReplayServiceClient::new(channel);
+    let list = async |timeout: Duration| {
+        let mut request =
+            tonic::Request::new(ListThreadsRequest { stream: "runs".into(), ..Default::default() });
+        request.set_timeout(timeout);
+        let begun = Instant::now();
+        (client.clone().list_threads(request).await.expect_err("redis does not answer"), begun.elapsed())
+    };
+    redis.pause();
+    let (slow, second) = tokio::join!(list(Duration::from_secs(4)), async {
+        pause(Duration::from_millis(200)).await;
+        list(Duration::from_secs(8)).await
+    });
+    assert_eq!(second.0.code(), Code::ResourceExhausted, "{second:?}");
+    assert_eq!(second.0.metadata().get("grpc-retry-pushback-ms").expect("when to come back"), "1000");
+    assert!(matches!(slow.0.code(), Code::Cancelled | Code::DeadlineExceeded), "{slow:?}");
+    assert!(slow.1 < Duration::from_secs(6), "{slow:?}");
+    redis.resume();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_is_acknowledged_only_when_enough_replicas_have_it() {
+    let fleet = Sentinels::start().await;
+    let wait = [("REPLAY_WAIT_REPLICAS", "1"), ("REPLAY_WAIT_TIMEOUT", "500ms")];
+    let service = replay(&fleet.url(), &wait).await;
+    let mut writer = Writer::new(&service.address(), "runs", 0);
+    writer.write_until(1_000).await;
+    fleet.replica().pause();
+    let more = async {
+        pause(Duration::from_secs(2)).await;
+        fleet.replica().resume();
+    };
+    tokio::join!(writer.write_until(3_000), more);
+    let refused = writer.causes.keys().any(|cause| cause.contains("0 of 1 replicas"));
+    assert!(refused, "{:?}", writer.causes);
+    writer.assert_stored(3_000).await;
 }
 
 /// Commands that clients sent: network reads tell it, since each of ours is one.
