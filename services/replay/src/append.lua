@@ -59,6 +59,8 @@ redis.call('PEXPIRE', KEYS[2], ARGV[6])
 -- A thread's expiry is set anew only now and then, and so is a little longer than the age.
 local slack = math.floor(age / 16)
 local lifetime = text(age + slack)
+-- Its place in the directory is renewed once a second, and well within the slack.
+local listed = math.min(1000, math.floor(slack / 2))
 
 -- Lua's own comparison follows the server's locale.
 local function less(a, b)
@@ -70,7 +72,7 @@ local function less(a, b)
 end
 
 local function touch_thread(key, index, at)
-  local was = redis.call('HMGET', key, 'e', 'x', 'n', 'errors', 'tokens', 'cost')
+  local was = redis.call('HMGET', key, 'e', 'x', 'n', 'errors', 'tokens', 'cost', 'd')
   local new = was[1] ~= epoch
   if new and was[1] then
     redis.call('UNLINK', key, index)
@@ -90,6 +92,8 @@ local function touch_thread(key, index, at)
   if ARGV[at + 12] ~= '' then set('wo', ARGV[at + 12]); set('w', ARGV[at + 13]) end
   local expire = new or now - tonumber(was[2] or '0') >= slack
   if expire then set('x', text(now)) end
+  local list = new or now - tonumber(was[7] or '0') >= listed
+  if list then set('d', text(now)) end
   redis.call('HSET', key, unpack(fields))
   local length = redis.call('APPEND', index, ARGV[at + 10])
   if expire or length == ENTRY_BYTES then
@@ -105,13 +109,15 @@ local function touch_thread(key, index, at)
       redis.call('PEXPIRE', index, lifetime)
     end
   end
+  return list
 end
 
 local active = {}
 for i = 0, tonumber(ARGV[11]) - 1 do
-  touch_thread(KEYS[4 + 2 * i], KEYS[5 + 2 * i], 12 + 14 * i)
-  active[#active + 1] = text(now)
-  active[#active + 1] = ARGV[12 + 14 * i]
+  if touch_thread(KEYS[4 + 2 * i], KEYS[5 + 2 * i], 12 + 14 * i) then
+    active[#active + 1] = text(now)
+    active[#active + 1] = ARGV[12 + 14 * i]
+  end
   if #active >= 1000 then redis.call('ZADD', KEYS[3], unpack(active)); active = {} end
 end
 if #active > 0 then redis.call('ZADD', KEYS[3], unpack(active)) end

@@ -14,8 +14,8 @@ use dashstream_core::{
 use dashstream_proto::log::v1::{Batch, RunStatus};
 use std::collections::HashMap;
 
-/// Batches of a thread that are fetched at once.
-const BATCHES_AT_ONCE: usize = 128;
+/// Batches of a thread that are fetched at once: about as many as records are wanted, within these bounds.
+const BATCHES_AT_ONCE: std::ops::RangeInclusive<usize> = 8..=128;
 /// Names fetched beyond what was asked, for those that share a moment with the place to go on from.
 const TIES: usize = 64;
 
@@ -166,7 +166,8 @@ impl RedisStore {
         records_max: usize,
     ) -> Result<(), Error> {
         let mut done = 0;
-        for names in batches.chunks(BATCHES_AT_ONCE) {
+        let at_once = records_max.clamp(*BATCHES_AT_ONCE.start(), *BATCHES_AT_ONCE.end());
+        for names in batches.chunks(at_once) {
             for batch in self.batches(stream, page.partition, names).await? {
                 done += 1;
                 let Some(batch) = batch.filter(|batch| batch.epoch == page.epoch.get()) else {
