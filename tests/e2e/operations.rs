@@ -132,5 +132,5 @@ async fn ingest_stops_in_time_while_kafka_is_away() {
     kafka.stop(Stop::Kill).await;
     let begun = std::time::Instant::now();
     ingest.stop(Stop::Terminate).await;
-    assert!(begun.elapsed() < Duration::from_secs(15), "took {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(20), "took {:?}", begun.elapsed());
 }

@@ -191,6 +191,11 @@ impl Consumer {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Nobody else has a handle: dropping this one closes the consumer, which takes as long as Kafka takes.
+    pub fn is_last(&self) -> bool {
+        Arc::strong_count(&self.inner) == 1
+    }
+
     fn context(&self) -> &Context {
         self.inner.context()
     }

@@ -33,6 +33,8 @@ use kafka::Consumer;
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Rates are counted in seconds.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the last handle of the consumer looks whether it is.
+const LAST_POLL: Duration = Duration::from_millis(5);
 /// How long leaving the group may take at the end.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
@@ -100,6 +102,10 @@ fn serve_group(consumer: Consumer, stop: CancellationToken) -> std::io::Result<o
     let runtime = Handle::current();
     std::thread::Builder::new().name("kafka group".into()).spawn(move || {
         runtime.block_on(stop.run_until_cancelled(consumer.serve()));
+        // A question to the brokers may still be out. Whoever ends last closes the consumer: it must be this one.
+        while !consumer.is_last() {
+            std::thread::sleep(LAST_POLL);
+        }
         drop(consumer);
         // Nobody waits any more when it took too long.
         done.send(()).ok();
