@@ -14,8 +14,8 @@ default:
 # Run everything in one process, with demo agents, and show their runs: `just up`, `just up --help`
 [group('run')]
 up *args:
-    cargo build --locked --package dashstream-ctl
-    cargo run --quiet --locked --package dashstream-ctl -- local {{ args }}
+    cargo build --locked --bin dashstream
+    cargo run --quiet --locked --bin dashstream -- local {{ args }}
 
 # Compile the services and the tests, all in one go, so that the test recipes compile nothing more
 [group('run')]
