@@ -15,7 +15,14 @@ use dashstream_proto::{
         read_partitions_response::Step, replay_service_client::ReplayServiceClient,
     },
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
@@ -43,8 +50,11 @@ pub struct Writer {
     epoch: Option<Epoch>,
     /// How often it went back to what the store holds.
     pub lives: u64,
+    /// Lives that ended while batches were on their way: what was done of those, nobody knew.
+    pub interrupted: u64,
     /// Why it did, and how often.
     pub causes: BTreeMap<String, u64>,
+    acknowledged: Arc<AtomicU64>,
 }
 
 /// A batch of the records after `link` and before `end`.
@@ -80,8 +90,15 @@ impl Writer {
             partition: Partition::new(partition).expect("in range"),
             epoch: None,
             lives: 0,
+            interrupted: 0,
+            acknowledged: Arc::default(),
             causes: BTreeMap::new(),
         }
+    }
+
+    /// Batches acknowledged so far, to be looked at while it writes.
+    pub fn acknowledged(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.acknowledged)
     }
 
     /// The epoch that it writes in, once it has.
@@ -134,9 +151,14 @@ impl Writer {
             if in_flight == 0 {
                 return Ok(());
             }
+            self.interrupted += 1; // unless an answer comes
             let answer = answers.message().await.map_err(|status| why(&status))?;
+            self.interrupted -= u64::from(answer.is_some());
             match answer.and_then(|answer| answer.outcome) {
-                Some(Outcome::Stored(_)) => in_flight -= 1,
+                Some(Outcome::Stored(_)) => {
+                    in_flight -= 1;
+                    self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                }
                 Some(Outcome::Refused(refused)) => return Err(refused.reason().as_str_name().to_owned()),
                 None => return Err("the stream ended".into()),
             }
