@@ -71,7 +71,7 @@ async fn a_thousand_kills_of_replay_during_appends_leave_a_correct_log() {
         for _ in 0..250 {
             // Somewhere among the batches of this round, while others are on their way.
             let acknowledged = writer.acknowledged();
-            let moment = acknowledged.load(Ordering::Relaxed) + rng.random_range(1..40);
+            let moment = acknowledged.load(Ordering::Relaxed) + rng.random_range(1..20);
             let kill = async {
                 while acknowledged.load(Ordering::Relaxed) < moment {
                     pause(Duration::from_micros(200)).await;
@@ -79,7 +79,7 @@ async fn a_thousand_kills_of_replay_during_appends_leave_a_correct_log() {
                 service.stop(Stop::Kill).await;
                 service.start_again();
             };
-            end += 1_600;
+            end += 800;
             tokio::join!(writer.write_until(end), kill);
         }
         writer.assert_stored(end).await;
