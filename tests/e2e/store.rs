@@ -8,6 +8,7 @@ use dashstream_proto::log::v1::{Batch, RecordKind, RunFacts, RunStatus};
 use dashstream_replay::{
     config::Retention,
     connection::Connections,
+    filling::Bounds,
     keys::Stream,
     keys::ThreadName,
     memory_store::MemoryStore,
@@ -134,10 +135,11 @@ impl Both {
                 1 => After::Sequence(at.map_or(0, |at| at.get())),
                 _ => After::Offset { epoch, at },
             };
-            let most = rng.random_range(1..40);
-            let memory = self.memory.read_thread(&self.stream, partition, &name, after, most).await;
-            let redis = self.redis.read_thread(&self.stream, partition, &name, after, most).await;
-            assert_eq!(memory.expect("memory"), redis.expect("redis"), "{name:?} {after:?} {most}");
+            let bounds =
+                Bounds { bytes: rng.random_range(1..400), ..Bounds::of_records(rng.random_range(1..40)) };
+            let memory = self.memory.read_thread(&self.stream, partition, &name, after, bounds).await;
+            let redis = self.redis.read_thread(&self.stream, partition, &name, after, bounds).await;
+            assert_eq!(memory.expect("memory"), redis.expect("redis"), "{name:?} {after:?} {bounds:?}");
         }
         let memory =
             self.memory.describe_partition(&self.stream, partition).await.expect("memory").expect("known");
@@ -150,9 +152,10 @@ impl Both {
     }
 
     async fn read(&self, from: From, bytes: u64) -> Page {
+        let bounds = Bounds::of_bytes(bytes);
         let partition = Partition::new(3).expect("in range");
-        let memory = self.memory.read(&self.stream, partition, from, bytes).await.expect("memory");
-        let redis = self.redis.read(&self.stream, partition, from, bytes).await.expect("redis");
+        let memory = self.memory.read(&self.stream, partition, from, bounds).await.expect("memory");
+        let redis = self.redis.read(&self.stream, partition, from, bounds).await.expect("redis");
         assert_eq!(memory, redis, "{from:?}, {bytes} bytes");
         redis
     }
@@ -325,7 +328,11 @@ async fn the_greatest_offsets_are_exact() {
         let (partition, name) =
             (Partition::new(3).expect("in range"), ThreadName::new("exact").expect("a name"));
         let after = After::Sequence(at - 1);
-        let page = both.redis.read_thread(&both.stream, partition, &name, after, 10).await.expect("redis");
+        let page = both
+            .redis
+            .read_thread(&both.stream, partition, &name, after, Bounds::of_records(10))
+            .await
+            .expect("redis");
         let sequences: Vec<_> =
             page.expect("the thread").records.iter().map(|record| record.sequence).collect();
         assert_eq!(sequences, [Some(at)], "a sequence is as exact as an offset");
@@ -384,7 +391,10 @@ async fn the_newest_whole_state_of_a_thread_outlives_the_trimming_of_its_log() {
         both.append(&[next]).await;
     }
     // 200 were written, the last 60 are kept, and 33 besides: what a reader needs to begin.
-    let page = both.redis.read_thread(&both.stream, partition, &name, After::Nothing, 1_000).await;
+    let page = both
+        .redis
+        .read_thread(&both.stream, partition, &name, After::Nothing, Bounds::of_records(1_000))
+        .await;
     let page = page.expect("redis").expect("the thread");
     let offsets: Vec<_> = page.records.iter().map(|record| record.offset).collect();
     assert_eq!((page.trimmed, offsets), (true, (140..200).collect::<Vec<_>>()));
@@ -392,7 +402,7 @@ async fn the_newest_whole_state_of_a_thread_outlives_the_trimming_of_its_log() {
     assert_eq!((whole.offset, &whole.payload[..]), (33, &33_u64.to_be_bytes()[..]));
     // A reader who has 150 has all that it needs.
     let after = After::Offset { epoch, at: Some(offset(150)) };
-    let page = both.redis.read_thread(&both.stream, partition, &name, after, 1_000).await;
+    let page = both.redis.read_thread(&both.stream, partition, &name, after, Bounds::of_records(1_000)).await;
     let page = page.expect("redis").expect("the thread");
     assert_eq!((page.records[0].offset, page.trimmed), (151, false));
 }

@@ -1,6 +1,6 @@
 //! A TCP proxy that breaks connections on command.
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, thread};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, thread, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -12,7 +12,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::net::free_port;
+use crate::{eventually::pause, net::free_port};
 
 const CHUNK_BYTES: usize = 64 * 1024;
 const BACKLOG: u32 = 1024;
@@ -33,6 +33,7 @@ enum Order {
     Cut,
     Refuse(bool),
     Stall(bool),
+    Slow(Duration),
 }
 
 /// Told when an order has been carried out.
@@ -78,6 +79,11 @@ impl Proxy {
         self.order(Order::Stall(stall));
     }
 
+    /// Holds back each chunk of at most 64 KiB for this long, both ways.
+    pub fn slow(&self, delay: Duration) {
+        self.order(Order::Slow(delay));
+    }
+
     fn order(&self, order: Order) {
         let (done, is_done) = std::sync::mpsc::channel();
         let orders = self.orders.as_ref().expect("only drop takes it");
@@ -103,6 +109,7 @@ async fn serve(
     let mut listener = Some(listen(address));
     bound.send(()).ok();
     let stalled = watch::Sender::new(false);
+    let delay = watch::Sender::new(Duration::ZERO);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -113,13 +120,15 @@ async fn serve(
                     Order::Refuse(true) => listener = None,
                     Order::Refuse(false) => listener = listener.or_else(|| Some(listen(address))),
                     Order::Stall(stall) => drop(stalled.send_replace(stall)),
+                    Order::Slow(by) => drop(delay.send_replace(by)),
                 }
                 done.send(()).ok(); // whoever gave the order may have panicked since
             }
             client = accept(listener.as_ref()), if listener.is_some() => {
                 // A client that has gone again is no affair of ours.
                 let Ok(client) = client else { continue };
-                connections.spawn(forward(client, target.clone(), stalled.subscribe()));
+                let pace = Pace { stalled: stalled.subscribe(), delay: delay.subscribe() };
+                connections.spawn(forward(client, target.clone(), pace));
             }
             // Connections end for reasons of their own; here they are only swept up.
             Some(_) = connections.join_next() => {}
@@ -144,29 +153,36 @@ async fn accept(listener: Option<&TcpListener>) -> io::Result<TcpStream> {
     }
 }
 
+/// How bytes go on.
+#[derive(Clone)]
+struct Pace {
+    stalled: watch::Receiver<bool>,
+    delay: watch::Receiver<Duration>,
+}
+
 /// Both directions, until both have ended or one has failed.
-async fn forward(client: TcpStream, target: Arc<str>, stalled: watch::Receiver<bool>) -> io::Result<()> {
+async fn forward(client: TcpStream, target: Arc<str>, pace: Pace) -> io::Result<()> {
     let server = TcpStream::connect(&*target).await?;
     for stream in [&client, &server] {
         stream.set_nodelay(true)?;
         stream.set_zero_linger()?; // a connection that is cut is reset, not closed in good order
     }
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    let there = pin!(copy(from_client, to_server, stalled.clone()));
-    let back = pin!(copy(from_server, to_client, stalled));
+    let there = pin!(copy(from_client, to_server, pace.clone()));
+    let back = pin!(copy(from_server, to_client, pace));
     tokio::try_join!(there, back)?;
     Ok(())
 }
 
-async fn copy(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut stalled: watch::Receiver<bool>,
-) -> io::Result<()> {
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut pace: Pace) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let read = from.read(&mut chunk).await?;
-        stalled.wait_for(|stalled| !stalled).await.map_err(io::Error::other)?;
+        let delay = *pace.delay.borrow();
+        if !delay.is_zero() {
+            pause(delay).await;
+        }
+        pace.stalled.wait_for(|stalled| !stalled).await.map_err(io::Error::other)?;
         if read == 0 {
             return to.shutdown().await;
         }

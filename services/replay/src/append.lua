@@ -53,14 +53,15 @@ end
 
 redis.call('HSET', KEYS[1], 'l', ARGV[3], 'n', text(records), 'b', text(bytes), 't', text(oldest),
   'a', text(now), 'f', first, 'm', text(newest_time))
-redis.call('PEXPIRE', KEYS[1], ARGV[6])
-redis.call('PEXPIRE', KEYS[2], ARGV[6])
 
--- A thread's expiry is set anew only now and then, and so is a little longer than the age.
-local slack = math.floor(age / 16)
-local lifetime = text(age + slack)
--- Its place in the directory is renewed once a second, and well within the slack.
-local listed = math.min(1000, math.floor(slack / 2))
+-- Everything that this append wrote ends at one moment: when the batch is due.
+local deadline = text(now + age)
+local function expire(key) redis.call('PEXPIREAT', key, deadline) end
+expire(KEYS[1])
+expire(KEYS[2])
+
+-- A thread's place in the directory is renewed once a second, or more often where little time is kept.
+local listed = math.min(1000, math.floor(age / 32))
 
 -- Lua's own comparison follows the server's locale.
 local function less(a, b)
@@ -72,43 +73,36 @@ local function less(a, b)
 end
 
 local function touch_thread(key, index, at)
-  local was = redis.call('HMGET', key, 'e', 'x', 'n', 'errors', 'tokens', 'cost', 'd')
+  local was = redis.call('HMGET', key, 'e', 'n', 'errors', 'tokens', 'cost', 'd')
   local new = was[1] ~= epoch
   if new and was[1] then
     redis.call('UNLINK', key, index)
     was = {}
   end
-  local fields = {'n', text(tonumber(was[3] or '0') + tonumber(ARGV[at + 2])), 'last', ARGV[at + 4],
+  local fields = {'n', text(tonumber(was[2] or '0') + tonumber(ARGV[at + 2])), 'last', ARGV[at + 4],
     'o', ARGV[at + 11]}
   local function set(name, value) fields[#fields + 1] = name; fields[#fields + 1] = value end
   if new then set('e', epoch); set('tenant', ARGV[at + 1]); set('first', ARGV[at + 3]) end
   if ARGV[at + 5] ~= '' then set('status', ARGV[at + 5]) end
   if ARGV[at + 6] ~= '' then set('graph', ARGV[at + 6]) end
-  if ARGV[at + 7] ~= '' then set('errors', text(tonumber(was[4] or '0') + tonumber(ARGV[at + 7]))) end
-  if ARGV[at + 8] ~= '' then set('tokens', text(tonumber(was[5] or '0') + tonumber(ARGV[at + 8]))) end
+  if ARGV[at + 7] ~= '' then set('errors', text(tonumber(was[3] or '0') + tonumber(ARGV[at + 7]))) end
+  if ARGV[at + 8] ~= '' then set('tokens', text(tonumber(was[4] or '0') + tonumber(ARGV[at + 8]))) end
   if ARGV[at + 9] ~= '' then
-    set('cost', string.format('%.17g', tonumber(was[6] or '0') + tonumber(ARGV[at + 9])))
+    set('cost', string.format('%.17g', tonumber(was[5] or '0') + tonumber(ARGV[at + 9])))
   end
   if ARGV[at + 12] ~= '' then set('wo', ARGV[at + 12]); set('w', ARGV[at + 13]) end
-  local expire = new or now - tonumber(was[2] or '0') >= slack
-  if expire then set('x', text(now)) end
-  local list = new or now - tonumber(was[7] or '0') >= listed
+  local list = new or now - tonumber(was[6] or '0') >= listed
   if list then set('d', text(now)) end
   redis.call('HSET', key, unpack(fields))
   local length = redis.call('APPEND', index, ARGV[at + 10])
-  if expire or length == ENTRY_BYTES then
-    redis.call('PEXPIRE', key, lifetime)
-    redis.call('PEXPIRE', index, lifetime)
-  end
   if length > INDEX_BYTES_MAX then
     local entries = redis.call('GET', index)
     local keep = 1
     while keep < length and less(string.sub(entries, keep, keep + 7), first) do keep = keep + ENTRY_BYTES end
-    if keep > 1 then
-      redis.call('SET', index, string.sub(entries, keep))
-      redis.call('PEXPIRE', index, lifetime)
-    end
+    if keep > 1 then redis.call('SET', index, string.sub(entries, keep)) end
   end
+  expire(key)
+  expire(index)
   return list
 end
 
@@ -122,7 +116,7 @@ for i = 0, tonumber(ARGV[11]) - 1 do
 end
 if #active > 0 then redis.call('ZADD', KEYS[3], unpack(active)) end
 if tonumber(ARGV[11]) > 0 then
-  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', text(now - age - slack))
-  redis.call('PEXPIRE', KEYS[3], lifetime)
+  redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', text(now - age - listed))
+  expire(KEYS[3])
 end
 return {'stored', epoch, ARGV[3]}

@@ -1,6 +1,7 @@
 //! The append path: checks what comes in, hands it to the store, and says what became of it.
 use crate::{
     error::Error,
+    filling::Bounds,
     keys::Stream,
     metrics::Metrics,
     store::{Appended, From, Page, Store},
@@ -88,10 +89,11 @@ async fn divergence<S: Store>(store: &S, stream: &Stream, batch: &Batch) -> Resu
         let record = record.map_err(crate::store::Error::from)?;
         ours.insert(record.offset, record);
     }
+    let bounds = Bounds::of_bytes(batch.records.len() as u64);
     let mut at = batch.link();
     while at < Some(batch.last()) {
         let from = From::After { epoch: Epoch::new(batch.epoch), at };
-        let page = store.read_own(stream, partition, from, batch.records.len() as u64).await?;
+        let page = store.read_own(stream, partition, from, bounds).await?;
         let Page::Batches { batches, .. } = page else { return Ok(None) };
         for theirs in batches.iter().flat_map(batch::records) {
             let theirs = theirs.map_err(crate::store::Error::from)?;

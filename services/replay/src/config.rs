@@ -30,9 +30,15 @@ pub struct Config {
     #[command(flatten)]
     pub retention: Retention,
 
-    /// Largest page of records that one read answers with, bytes. A page always has at least one batch.
+    /// Largest page of records that one read answers with, bytes. A page always has at least one batch, or one
+    /// record of a thread.
     #[arg(long, env = "REPLAY_PAGE_BYTES_MAX", default_value = "1MiB", value_parser = byte_size)]
     pub page_bytes_max: u64,
+
+    /// How long one page is read for: what there is of it then is the answer, and the reader asks on. It has at
+    /// least what one round trip to Redis brings.
+    #[arg(long, env = "REPLAY_PAGE_TIME_MAX", default_value = "2s", value_parser = duration)]
+    pub page_time_max: Duration,
 
     /// What all keys of a predecessor begin with, `dashstream-replay:` and its resume namespace (which its
     /// `/version` tells): its records are read where there are none of ours. Nothing of it is read unless this is

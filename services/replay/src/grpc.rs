@@ -4,6 +4,7 @@ use crate::{
     config::{Config, Retention},
     directory,
     error::Error,
+    filling::Bounds,
     keys::{Stream, ThreadName},
     metrics::Metrics,
     store::{From, Open, Page, Store},
@@ -99,7 +100,7 @@ impl<S: Store> Replay<S> {
         let mut goal = None;
         for pages in 1.. {
             let timer = self.metrics.read_seconds.start_timer();
-            let page = self.store.read(stream, partition, from, limits.bytes_max).await;
+            let page = self.store.read(stream, partition, from, limits.bounds).await;
             timer.observe_duration();
             let page = match page {
                 Ok(page) => page,
@@ -132,7 +133,7 @@ impl<S: Store> Replay<S> {
 
 #[derive(Clone, Copy, Debug)]
 struct PageLimits {
-    bytes_max: u64,
+    bounds: Bounds,
     records_max: u32,
     pages_max: u32,
 }
@@ -286,7 +287,11 @@ impl<S: Store> ReplayService for Replay<S> {
         let cap = self.config.page_bytes_max;
         let asked = u64::from(request.page_bytes_max);
         let limits = PageLimits {
-            bytes_max: if asked == 0 { cap } else { asked.min(cap) },
+            bounds: Bounds {
+                records: usize::MAX,
+                bytes: if asked == 0 { cap } else { asked.min(cap) },
+                time: self.config.page_time_max,
+            },
             records_max: request.page_records_max,
             pages_max: request.pages_max,
         };
@@ -309,7 +314,8 @@ impl<S: Store> ReplayService for Replay<S> {
         request: Request<wire::ReadThreadRequest>,
     ) -> Result<Response<Self::ReadThreadStream>, Status> {
         let place = self.admit().await?;
-        let reading = thread_reads::Reading::begin(Arc::clone(&self.store), request.into_inner()).await?;
+        let reading =
+            thread_reads::Reading::begin(Arc::clone(&self.store), request.into_inner(), &self.config).await?;
         let (answers, out) = mpsc::channel(ANSWERS_QUEUED);
         self.tasks.spawn("read thread", async move {
             let _place = place;

@@ -116,15 +116,15 @@ pub enum Key<'a> {
     Log(&'a Stream, Partition),
     /// Sorted set of thread names by when they were last appended to.
     Directory(&'a Stream, Partition),
-    /// Hash of one thread: `e` epoch of the partition, `x` when its expiry was last set, `d` when its place in
-    /// the directory was, `tenant`, `status`, `graph`, `first`, `last` Kafka times, `n` records, `errors`,
-    /// `tokens`, `cost`, `o` last offset; `w` the newest record that carries the whole state as an encoded batch
-    /// of one, `wo` its offset.
+    /// Hash of one thread: `e` epoch of the partition, `d` when its place in the directory was last set,
+    /// `tenant`, `status`, `graph`, `first`, `last` Kafka times, `n` records, `errors`, `tokens`, `cost`, `o`
+    /// last offset; `w` the newest record that carries the whole state as an encoded batch of one, `wo` its
+    /// offset.
     Thread(&'a Stream, Partition, &'a ThreadName),
     /// String of one thread: 16 bytes for each batch that holds records of it, the batch's last offset and the
     /// thread's highest sequence in it (0 for none), both 8 bytes big endian.
     Index(&'a Stream, Partition, &'a ThreadName),
-    /// Set of the partitions that are known.
+    /// Sorted set of the partitions that are known by when they vanish.
     Partitions(&'a Stream),
     /// Hash of what is kept where it was set: `age`, `records`, `bytes`.
     Retention(&'a Stream),

@@ -10,6 +10,7 @@ pub mod connection;
 mod directory;
 pub mod error;
 pub mod eviction;
+pub mod filling;
 pub mod grpc;
 pub mod keys;
 pub mod legacy;
@@ -106,11 +107,11 @@ async fn watch(
             }
             Err(refused) if refused.is_certain() => return refused,
             Err(refused) => {
+                let cause = std::error::Error::source(&refused).map(ToString::to_string);
+                latch.not_ready(cause.iter().fold(refused.to_string(), |text, cause| text + ": " + cause));
                 if std::mem::replace(&mut was_well, false) {
-                    let cause = std::error::Error::source(&refused).map(ToString::to_string);
                     tracing::warn!(error = %refused, cause, "redis can't be used now");
                 }
-                latch.not_ready(refused.to_string());
             }
         }
     }

@@ -1,13 +1,14 @@
 //! The store in memory: for local mode, and the model of what a store does.
 use crate::{
     config::Retention,
+    filling::{Bounds, Filling},
     keys::{Stream, ThreadName},
     store::{
         Appended, Description, Error, Fit, From, ListPlace, Open, Opened, Page, Raw, Store, fit, from_time,
         page,
     },
     stored,
-    threads::{After, Delta, IndexEntry, Summary, ThreadPage, deltas, plan, select, stand_in},
+    threads::{After, Delta, IndexEntry, Summary, ThreadPage, deltas, plan, stand_in},
 };
 use dashstream_core::{
     batch::{Malformed, Span},
@@ -90,7 +91,7 @@ impl MemoryStore {
         let State { logs, retention } = &mut *state;
         logs.retain(|(stream, _), log| {
             let age = retention.get(stream).unwrap_or(&self.default).age;
-            log.threads.retain(|_, thread| thread.written.elapsed() < age + age / 16);
+            log.threads.retain(|_, thread| thread.written.elapsed() < age);
             log.written.elapsed() < age
         });
         state
@@ -233,7 +234,7 @@ impl Log {
         partition: Partition,
         name: &ThreadName,
         after: After,
-        records_max: usize,
+        bounds: Bounds,
     ) -> Result<Option<ThreadPage>, Malformed> {
         let Some(thread) = self.threads.get(name) else { return Ok(None) };
         if matches!(after, After::Offset { epoch, .. } if epoch != self.epoch) {
@@ -246,13 +247,12 @@ impl Log {
         let whole_state = whole.transpose()?.flatten();
         let (epoch, records) = (self.epoch, Vec::new());
         let mut page = ThreadPage { partition, epoch, trimmed, whole_state, records, at_end: true };
+        let mut filling = Filling::new(bounds);
         for (at, last) in batches.iter().enumerate() {
             let found = self.entries.partition_point(|entry| entry.batch.last() < *last);
             let Some(entry) = self.entries.get(found) else { continue };
-            page.records.extend(select(&entry.batch, &name.id(), after)?);
-            if page.records.len() >= records_max {
-                page.at_end = at + 1 == batches.len() && page.records.len() == records_max;
-                page.records.truncate(records_max);
+            let is_last = at + 1 == batches.len();
+            if page.add(&entry.batch, &name.id(), after, is_last, &mut filling)? {
                 break;
             }
         }
@@ -281,9 +281,9 @@ impl Store for MemoryStore {
         stream: &Stream,
         partition: Partition,
         from: From,
-        bytes_max: u64,
+        bounds: Bounds,
     ) -> Result<Page, Error> {
-        let raw = self.state().log(stream, partition).map(|log| log.raw(from, bytes_max));
+        let raw = self.state().log(stream, partition).map(|log| log.raw(from, bounds.bytes));
         let mut raw = raw.unwrap_or_default();
         if let From::AtTime(time_ms) = from {
             from_time(&mut raw.batches, time_ms)?;
@@ -297,11 +297,10 @@ impl Store for MemoryStore {
         partition: Partition,
         name: &ThreadName,
         after: After,
-        records_max: usize,
+        bounds: Bounds,
     ) -> Result<Option<ThreadPage>, Error> {
         let state = self.state();
-        let page =
-            state.log(stream, partition).map(|log| log.thread_page(partition, name, after, records_max));
+        let page = state.log(stream, partition).map(|log| log.thread_page(partition, name, after, bounds));
         Ok(page.transpose()?.flatten())
     }
 

@@ -2,23 +2,20 @@
 use crate::{
     config::Retention,
     connection::{Connection, Connections},
+    filling::Bounds,
     keys::{Key, Stream, ThreadName},
-    store::{Appended, Description, Error, From, ListPlace, Open, Opened, Page, Raw, Store, from_time, page},
-    stored,
+    store::{Appended, Description, Error, From, ListPlace, Open, Opened, Page, Store},
     threads::{After, Summary, ThreadPage},
 };
-use bytes::Bytes;
-use dashstream_core::{
-    batch::Span,
-    position::{Epoch, NextOffset, Partition},
-};
+use dashstream_core::position::{Epoch, NextOffset, Partition};
 use dashstream_proto::log::v1::Batch;
 use prometheus::IntCounter;
 use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, Script, ServerErrorKind};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 mod append;
 mod inventory;
+mod reads;
 mod reply;
 mod threads;
 
@@ -37,6 +34,7 @@ pub struct RedisStore {
     open: Script,
     read: Script,
     seek: Script,
+    note: Script,
 }
 
 /// Replicas of Redis that must have an append before it is acknowledged.
@@ -64,6 +62,7 @@ impl RedisStore {
             open: Script::new(include_str!("open.lua")),
             read: Script::new(include_str!("read.lua")),
             seek: Script::new(include_str!("seek.lua")),
+            note: Script::new(include_str!("note.lua")),
         }
     }
 
@@ -115,61 +114,7 @@ impl RedisStore {
         }
     }
 
-    /// The position of the first record of a time or later.
-    async fn seek(&self, stream: &Stream, partition: Partition, time_ms: i64) -> Result<Option<From>, Error> {
-        let meta = Key::Meta(stream, partition);
-        let mut command = evalsha(&self.seek, &[meta, Key::Log(stream, partition)]);
-        command.arg(time_ms);
-        let (epoch, held, before, after_all): (String, String, Bytes, String) =
-            self.call(&self.seek, meta, &command).await?;
-        let Some(epoch) = parse_epoch(&epoch)? else { return Ok(None) };
-        if after_all == "1" {
-            return Ok(Some(From::After { epoch, at: parse_link(&held)? }));
-        }
-        Ok(Some(match before.is_empty() {
-            true => From::Earliest,
-            false => From::After { epoch, at: Some(stored::decode(before)?.last()) },
-        }))
-    }
-
-    async fn read_page(
-        &self,
-        stream: &Stream,
-        partition: Partition,
-        from: From,
-        bytes_max: u64,
-    ) -> Result<Raw, Error> {
-        self.inventory.used(stream);
-        // An entry's id is its last offset plus one: what follows `at` ends at `at + 1` or later.
-        let (first, bytes_max, epoch) = match from {
-            From::Earliest | From::AtTime(_) => ("-".into(), bytes_max.max(1), String::new()),
-            From::Latest => ("-".into(), 0, String::new()),
-            From::After { epoch, at } => {
-                let first = at.map_or_else(|| "-".into(), |at| format!("{}-0", at.get() + 2));
-                (first, bytes_max.max(1), epoch.to_string())
-            }
-        };
-        let meta = Key::Meta(stream, partition);
-        let mut command = evalsha(&self.read, &[meta, Key::Log(stream, partition)]);
-        command.arg(first).arg(bytes_max).arg(epoch);
-        let mut answer: Vec<Bytes> = self.call(&self.read, meta, &command).await?;
-        if answer.len() < 3 {
-            return Err(Error::Corrupt(format!("a page of {} parts", answer.len())));
-        }
-        let batches = answer.split_off(3).into_iter().map(stored::decode).collect::<Result<Vec<_>, _>>()?;
-        let oldest = &answer[2];
-        Ok(Raw {
-            epoch: parse_epoch(as_text(&answer[0])?)?,
-            held: parse_link(as_text(&answer[1])?)?,
-            earliest: if oldest.is_empty() { None } else { Some(stored::decode(oldest.clone())?.first()) },
-            batches,
-        })
-    }
-}
-
-impl Store for RedisStore {
-    async fn open(&self, stream: &Stream, open: Open) -> Result<Opened, Error> {
-        self.register(stream, open.partition).await?;
+    async fn open_log(&self, stream: &Stream, open: Open) -> Result<Opened, Error> {
         let (meta, log) = (Key::Meta(stream, open.partition), Key::Log(stream, open.partition));
         let mut mint = open.mint;
         loop {
@@ -189,12 +134,24 @@ impl Store for RedisStore {
             return Ok(Opened { epoch, held: parse_link(&held)?, new_epoch: new == "1" });
         }
     }
+}
+
+impl Store for RedisStore {
+    async fn open(&self, stream: &Stream, open: Open) -> Result<Opened, Error> {
+        self.hear(stream).await?;
+        let opened = self.open_log(stream, open).await?;
+        self.note(stream, &BTreeSet::from([open.partition])).await?;
+        Ok(opened)
+    }
 
     async fn append(&self, stream: &Stream, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
-        let replies = self.appended(stream, batches).await?;
-        let mut outcomes = Vec::with_capacity(batches.len());
-        for (batch, reply) in batches.iter().zip(replies) {
+        let replies = self.appended(stream, batches).await;
+        // One that failed may have been done.
+        for batch in batches {
             self.inventory.appended(stream, partition_of(batch)?);
+        }
+        let mut outcomes = Vec::with_capacity(batches.len());
+        for (batch, reply) in batches.iter().zip(replies?) {
             outcomes.push(self.outcome(stream, batch, reply).await?);
         }
         Ok(outcomes)
@@ -205,15 +162,9 @@ impl Store for RedisStore {
         stream: &Stream,
         partition: Partition,
         from: From,
-        bytes_max: u64,
+        bounds: Bounds,
     ) -> Result<Page, Error> {
-        let From::AtTime(time_ms) = from else {
-            return page(partition, from, self.read_page(stream, partition, from, bytes_max).await?);
-        };
-        let Some(behind) = self.seek(stream, partition, time_ms).await? else { return Ok(Page::Seeding) };
-        let mut raw = self.read_page(stream, partition, behind, bytes_max).await?;
-        from_time(&mut raw.batches, time_ms)?;
-        page(partition, from, raw)
+        self.read_log(stream, partition, from, bounds).await
     }
 
     async fn read_thread(
@@ -222,9 +173,9 @@ impl Store for RedisStore {
         partition: Partition,
         name: &ThreadName,
         after: After,
-        records_max: usize,
+        bounds: Bounds,
     ) -> Result<Option<ThreadPage>, Error> {
-        self.read_thread_page(stream, partition, name, after, records_max).await
+        self.read_thread_page(stream, partition, name, after, bounds).await
     }
 
     async fn list_threads(

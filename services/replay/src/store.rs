@@ -1,6 +1,7 @@
 //! What the service needs of a store. The memory store is the model that the Redis one is tested against.
 use crate::{
     config::Retention,
+    filling::Bounds,
     keys::{Stream, ThreadName},
     threads::{After, Summary, ThreadPage},
 };
@@ -124,17 +125,17 @@ pub trait Store: Send + Sync + 'static {
         stream: &Stream,
         partition: Partition,
         from: From,
-        bytes_max: u64,
+        bounds: Bounds,
     ) -> impl Future<Output = Result<Page, Error>> + Send;
 
-    /// Up to about `records_max` records of a thread; `None` when the partition does not have it.
+    /// Some of a thread's records; `None` when the partition does not have it.
     fn read_thread(
         &self,
         stream: &Stream,
         partition: Partition,
         name: &ThreadName,
         after: After,
-        records_max: usize,
+        bounds: Bounds,
     ) -> impl Future<Output = Result<Option<ThreadPage>, Error>> + Send;
 
     /// Threads of a partition behind `below`, at most `limit`, and no more than are asked for at once.
@@ -186,9 +187,9 @@ pub trait Store: Send + Sync + 'static {
         stream: &Stream,
         partition: Partition,
         from: From,
-        bytes_max: u64,
+        bounds: Bounds,
     ) -> impl Future<Output = Result<Page, Error>> + Send {
-        self.read(stream, partition, from, bytes_max)
+        self.read(stream, partition, from, bounds)
     }
 
     /// Records of a thread from before this store: what a predecessor left, in order of sequence, about
@@ -217,6 +218,26 @@ pub(crate) struct Raw {
     pub(crate) earliest: Option<Offset>,
     /// Whole batches that end behind the position, in order.
     pub(crate) batches: Vec<Batch>,
+}
+
+impl Raw {
+    /// Where to fetch on; `None` when there was nothing, or nothing follows.
+    pub(crate) fn rest(&self) -> Option<From> {
+        let (epoch, last) = (self.epoch?, self.batches.last()?.last());
+        (Some(last) < self.held).then_some(From::After { epoch, at: Some(last) })
+    }
+
+    /// Adds what was fetched there, if it follows: trimming may have been faster, or another life begun.
+    pub(crate) fn join(&mut self, more: Self) -> bool {
+        let last = self.batches.last().map(Span::last);
+        let follows = more.batches.first().is_some_and(|first| first.link() == last);
+        if !follows || more.epoch != self.epoch {
+            return false;
+        }
+        self.held = more.held;
+        self.batches.extend(more.batches);
+        true
+    }
 }
 
 /// Judges what was found for a reader at `from`. Pure, and the same for all stores.

@@ -1,7 +1,9 @@
 //! Reading one thread, page by page.
 use crate::{
+    config::Config,
     directory,
     error::Error,
+    filling::Bounds,
     keys::{Stream, ThreadName},
     store::Store,
     threads::{After, ThreadPage},
@@ -11,7 +13,7 @@ use dashstream_proto::{
     log::v1::{Gap, GapReason, Record},
     replay::v1::{ReadThreadRequest, ReadThreadResponse, read_thread_request::From},
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -29,6 +31,8 @@ pub(crate) struct Reading<S> {
     after: After,
     /// Records still wanted.
     left: usize,
+    bytes_max: u64,
+    time_max: Duration,
     /// What a predecessor has of it.
     older: Vec<(Option<Partition>, Record)>,
 }
@@ -38,7 +42,11 @@ impl<S: Store> Reading<S> {
     ///
     /// # Errors
     /// When the request makes no sense, the thread is unknown or the store fails.
-    pub(crate) async fn begin(store: Arc<S>, request: ReadThreadRequest) -> Result<Self, Error> {
+    pub(crate) async fn begin(
+        store: Arc<S>,
+        request: ReadThreadRequest,
+        config: &Config,
+    ) -> Result<Self, Error> {
         let stream = Stream::new(&request.stream)?;
         let name = ThreadName::new(&request.thread_id)?;
         let after = match request.from {
@@ -65,7 +73,8 @@ impl<S: Store> Reading<S> {
             Err(Error::NoThread(_)) if !older.is_empty() => None,
             Err(error) => return Err(error),
         };
-        Ok(Self { store, stream, partition, name, after, left, older })
+        let (bytes_max, time_max) = (config.page_bytes_max, config.page_time_max);
+        Ok(Self { store, stream, partition, name, after, left, bytes_max, time_max, older })
     }
 
     /// Answers until the end, or until nobody listens.
@@ -104,8 +113,9 @@ impl<S: Store> Reading<S> {
     }
 
     async fn page(&self, partition: Partition) -> Result<ThreadPage, Status> {
-        let most = self.left.min(PAGE_RECORDS);
-        let page = self.store.read_thread(&self.stream, partition, &self.name, self.after, most).await;
+        let bounds =
+            Bounds { records: self.left.min(PAGE_RECORDS), bytes: self.bytes_max, time: self.time_max };
+        let page = self.store.read_thread(&self.stream, partition, &self.name, self.after, bounds).await;
         // It went while it was read, or the position is of another life.
         let gone = || Error::NoThread(self.name.id().chars().take(64).collect());
         Ok(page.map_err(Error::from)?.ok_or_else(gone)?)

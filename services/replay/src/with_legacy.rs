@@ -2,6 +2,7 @@
 use crate::{
     config::Retention,
     connection::Connection,
+    filling::Bounds,
     keys::{Stream, ThreadName},
     legacy::{Legacy, LegacyRecord, pack},
     store::{Appended, Description, Error, From, ListPlace, Open, Opened, Page, Store},
@@ -36,7 +37,7 @@ impl<S: Store> WithLegacy<S> {
         asked: Epoch,
     ) -> Result<Option<Page>, Error> {
         let end = Page::Batches { epoch: asked, gap: None, batches: Vec::new(), at_end: true, held: None };
-        match self.inner.read(stream, partition, From::Earliest, 1).await? {
+        match self.inner.read(stream, partition, From::Earliest, Bounds::of_bytes(1)).await? {
             Page::Seeding if asked == BEFORE_ALL => Ok(Some(end)),
             Page::Batches { epoch, held: None, .. } if epoch == asked => Ok(Some(end)),
             Page::Batches { .. } | Page::Stale { .. } | Page::Seeding => Ok(None),
@@ -95,14 +96,14 @@ impl<S: Store> Store for WithLegacy<S> {
         stream: &Stream,
         partition: Partition,
         from: From,
-        bytes_max: u64,
+        bounds: Bounds,
     ) -> Result<Page, Error> {
-        let mut page = self.inner.read(stream, partition, from, bytes_max).await?;
+        let mut page = self.inner.read(stream, partition, from, bounds).await?;
         if let (Page::Seeding, From::After { epoch, .. }) = (&page, from) {
             page = self.behind_older(stream, partition, epoch).await?.unwrap_or(page);
         }
         let Some((epoch, at, before, held)) = wants(from, &page) else { return Ok(page) };
-        let older = self.page(epoch, partition, (at, before), held, bytes_max).await?;
+        let older = self.page(epoch, partition, (at, before), held, bounds.bytes).await?;
         Ok(older.unwrap_or(page))
     }
 
@@ -111,9 +112,9 @@ impl<S: Store> Store for WithLegacy<S> {
         stream: &Stream,
         partition: Partition,
         from: From,
-        bytes_max: u64,
+        bounds: Bounds,
     ) -> Result<Page, Error> {
-        self.inner.read_own(stream, partition, from, bytes_max).await
+        self.inner.read_own(stream, partition, from, bounds).await
     }
 
     async fn read_thread(
@@ -122,9 +123,9 @@ impl<S: Store> Store for WithLegacy<S> {
         partition: Partition,
         name: &ThreadName,
         after: After,
-        records_max: usize,
+        bounds: Bounds,
     ) -> Result<Option<ThreadPage>, Error> {
-        self.inner.read_thread(stream, partition, name, after, records_max).await
+        self.inner.read_thread(stream, partition, name, after, bounds).await
     }
 
     async fn list_threads(

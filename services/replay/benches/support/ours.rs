@@ -9,6 +9,7 @@ use dashstream_proto::log::v1::Batch;
 use dashstream_replay::{
     config,
     connection::{Connection, Connections},
+    filling::Bounds,
     keys::{Key, Stream, ThreadName},
     redis_store::RedisStore,
     store::{Appended, From, Open, Page, Store},
@@ -17,7 +18,7 @@ use dashstream_replay::{
 use futures_util::future::try_join_all;
 use std::time::Duration;
 
-const PAGE_BYTES_MAX: u64 = 1 << 20;
+const PAGE: Bounds = Bounds::of_bytes(1 << 20);
 
 /// The store, and the connection that it shares with the candidates that are not ours.
 pub(crate) struct Ours {
@@ -92,7 +93,7 @@ impl Ours {
     pub(crate) async fn read_partition(&self) -> Result<usize> {
         let (mut from, mut records) = (From::Earliest, 0);
         loop {
-            let page = self.store.read(&self.stream, self.first, from, PAGE_BYTES_MAX).await?;
+            let page = self.store.read(&self.stream, self.first, from, PAGE).await?;
             let Page::Batches { epoch, gap: None, batches, at_end, .. } = page else {
                 bail!("not a page: {page:?}");
             };
@@ -109,7 +110,8 @@ impl Ours {
 
     /// Fails unless the first partition holds exactly these batches' records.
     pub(crate) async fn check(&self, workload: &Workload) -> Result<()> {
-        let page = self.store.read(&self.stream, self.first, From::Earliest, 1 << 30).await?;
+        let page =
+            self.store.read(&self.stream, self.first, From::Earliest, Bounds::of_bytes(1 << 30)).await?;
         let Page::Batches { batches, .. } = page else { bail!("not a page") };
         let mut wanted = workload.messages.iter().filter(|message| message.partition == self.first.get());
         for stored in &batches {
@@ -131,11 +133,11 @@ impl Ours {
 
     /// Reads this many records of each of these threads of the first partition.
     pub(crate) async fn read_threads(&self, threads: &[String], records: usize) -> Result<usize> {
-        let mut read = 0;
+        let (mut read, bounds) = (0, Bounds::of_records(records));
         for thread in threads {
             let name = ThreadName::new(thread)?;
             let page =
-                self.store.read_thread(&self.stream, self.first, &name, After::Nothing, records).await?;
+                self.store.read_thread(&self.stream, self.first, &name, After::Nothing, bounds).await?;
             let page = page.map_or_else(Vec::new, |page| page.records);
             read += page.iter().filter(|record| record.thread_id == *thread).count();
         }

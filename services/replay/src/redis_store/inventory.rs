@@ -1,5 +1,5 @@
 //! What is kept, and of which partitions: a stream's own data, apart from its partitions' logs.
-use super::{RedisStore, as_text, millis, parse_epoch, parse_link};
+use super::{RedisStore, as_text, evalsha, millis, parse_epoch, parse_link};
 use crate::{
     config::Retention,
     keys::{Key, Stream},
@@ -7,6 +7,7 @@ use crate::{
 };
 use bytes::Bytes;
 use dashstream_core::position::{Offset, Partition};
+use futures_util::future::try_join_all;
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -15,6 +16,8 @@ use std::{
 
 /// Retention that was set lives this long beyond the last use of its stream.
 const RETENTION_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Partitions that one call of the script notes: Lua unpacks no more than a few thousand arguments.
+const NOTED_AT_ONCE: usize = 1_000;
 
 /// What this process knows of the streams that it serves.
 #[derive(Debug)]
@@ -66,54 +69,68 @@ impl Inventory {
         self.streams().entry(stream.as_str().to_owned()).or_default().retention = retention;
     }
 
-    fn take_appended(&self) -> Vec<(Stream, BTreeSet<Partition>)> {
-        let mut streams = self.streams();
-        let taken = streams.iter_mut().filter_map(|(name, in_use)| {
-            Some((Stream::new(name).ok()?, std::mem::take(&mut in_use.appended)))
-        });
-        taken.collect()
+    fn names(&self) -> Vec<Stream> {
+        self.streams().keys().filter_map(|name| Stream::new(name).ok()).collect()
+    }
+
+    fn take_appended(&self, stream: &Stream) -> BTreeSet<Partition> {
+        self.streams()
+            .get_mut(stream.as_str())
+            .map_or_else(BTreeSet::new, |in_use| std::mem::take(&mut in_use.appended))
     }
 }
 
 impl RedisStore {
-    /// Notes that a partition exists, for as long as what it holds.
-    pub(super) async fn register(&self, stream: &Stream, partition: Partition) -> Result<(), Error> {
+    /// Learns what is kept of a stream.
+    pub(super) async fn hear(&self, stream: &Stream) -> Result<Option<Retention>, Error> {
         let retention = self.stored_retention(stream).await?;
         self.inventory.heard(stream, retention);
-        self.note(stream, &BTreeSet::from([partition])).await
+        Ok(retention)
     }
 
-    async fn note(&self, stream: &Stream, partitions: &BTreeSet<Partition>) -> Result<(), Error> {
-        let key = Key::Partitions(stream).to_string();
-        let age = self.inventory.retention(stream).age;
-        let mut pipeline = redis::pipe();
-        let add = pipeline.cmd("SADD").arg(&key);
-        for partition in partitions {
-            add.arg(partition.get());
+    /// Lists partitions for exactly as long as there is anything of them. Their keys lie in slots of their own,
+    /// so this can't be part of an append; they are asked instead how long they live.
+    pub(super) async fn note(&self, stream: &Stream, partitions: &BTreeSet<Partition>) -> Result<(), Error> {
+        let deadline = async |partition: Partition| {
+            let mut command = redis::cmd("PEXPIRETIME");
+            command.arg(Key::Meta(stream, partition).to_string());
+            Ok::<(i64, Partition), Error>((self.ask(&command).await?, partition))
+        };
+        let deadlines = try_join_all(partitions.iter().map(|partition| deadline(*partition))).await?;
+        // Negative for one that is gone already.
+        let kept: Vec<_> = deadlines.into_iter().filter(|(deadline, _)| *deadline > 0).collect();
+        let list = Key::Partitions(stream);
+        for kept in kept.chunks(NOTED_AT_ONCE) {
+            let mut command = evalsha(&self.note, &[list]);
+            for (deadline, partition) in kept {
+                command.arg(*deadline).arg(partition.get());
+            }
+            let _done: i64 = self.call(&self.note, list, &command).await?;
         }
-        pipeline.ignore().cmd("PEXPIRE").arg(&key).arg(millis(age + age / 16)).ignore();
-        self.ask_all(&pipeline).await
+        Ok(())
     }
 
     pub(super) async fn refresh(&self) -> Result<Vec<Stream>, Error> {
-        let mut streams = Vec::new();
-        for (stream, appended) in self.inventory.take_appended() {
-            let retention = self.stored_retention(&stream).await?;
-            self.inventory.heard(&stream, retention);
-            if !appended.is_empty() {
-                self.note(&stream, &appended).await?;
-                if retention.is_some() {
-                    self.prolong_retention(&stream).await?;
+        let streams = self.inventory.names();
+        for stream in &streams {
+            let retention = self.hear(stream).await?;
+            let appended = self.inventory.take_appended(stream);
+            if let Err(error) = self.note(stream, &appended).await {
+                for partition in appended {
+                    self.inventory.appended(stream, partition);
                 }
+                return Err(error);
             }
-            streams.push(stream);
+            if retention.is_some() && !appended.is_empty() {
+                self.prolong_retention(stream).await?;
+            }
         }
         Ok(streams)
     }
 
     pub(super) async fn known_partitions(&self, stream: &Stream) -> Result<Vec<Partition>, Error> {
-        let mut command = redis::cmd("SMEMBERS");
-        command.arg(Key::Partitions(stream).to_string());
+        let mut command = redis::cmd("ZRANGE");
+        command.arg(Key::Partitions(stream).to_string()).arg(&["0", "-1"]);
         let members: Vec<i32> = self.ask(&command).await?;
         let mut partitions: Vec<_> = members.into_iter().filter_map(|id| Partition::new(id).ok()).collect();
         partitions.sort_unstable();

@@ -1,10 +1,11 @@
 //! Threads: the directory, one thread's summary, its records.
 use super::{RedisStore, as_text, parse_epoch, parse_link, text};
 use crate::{
+    filling::{Bounds, Filling},
     keys::{Key, Stream, ThreadName},
     store::{Error, ListPlace},
     stored,
-    threads::{After, IndexEntry, Summary, ThreadPage, plan, select, stand_in},
+    threads::{After, IndexEntry, Summary, ThreadPage, plan, stand_in},
 };
 use bytes::Bytes;
 use dashstream_core::{
@@ -13,9 +14,8 @@ use dashstream_core::{
 };
 use dashstream_proto::log::v1::{Batch, RunStatus};
 use std::collections::HashMap;
+use tokio::time::Instant;
 
-/// Batches of a thread that are fetched at once: about as many as records are wanted, within these bounds.
-const BATCHES_AT_ONCE: std::ops::RangeInclusive<usize> = 8..=128;
 /// Names fetched beyond what was asked, for those that share a moment with the place to go on from.
 const TIES: usize = 64;
 
@@ -119,8 +119,9 @@ impl RedisStore {
         partition: Partition,
         name: &ThreadName,
         after: After,
-        records_max: usize,
+        bounds: Bounds,
     ) -> Result<Option<ThreadPage>, Error> {
+        let began = Instant::now();
         let mut pipeline = redis::pipe();
         pipeline.cmd("HMGET").arg(Key::Meta(stream, partition).to_string()).arg(&["e", "f"]);
         pipeline.cmd("HMGET").arg(Key::Thread(stream, partition, name).to_string()).arg(&["e", "w"]);
@@ -151,7 +152,7 @@ impl RedisStore {
         };
         let (trimmed, records) = (gone, Vec::new());
         let mut page = ThreadPage { partition, epoch, trimmed, whole_state, records, at_end: true };
-        self.fill(stream, &mut page, &batches, &name.id(), after, records_max).await?;
+        self.fill(stream, &mut page, &batches, (&name.id(), after), (bounds, began)).await?;
         Ok(Some(page))
     }
 
@@ -161,26 +162,31 @@ impl RedisStore {
         stream: &Stream,
         page: &mut ThreadPage,
         batches: &[Offset],
-        thread_id: &str,
-        after: After,
-        records_max: usize,
+        (thread_id, after): (&str, After),
+        (bounds, began): (Bounds, Instant),
     ) -> Result<(), Error> {
-        let mut done = 0;
-        let at_once = records_max.clamp(*BATCHES_AT_ONCE.start(), *BATCHES_AT_ONCE.end());
-        for names in batches.chunks(at_once) {
-            for batch in self.batches(stream, page.partition, names).await? {
-                done += 1;
-                let Some(batch) = batch.filter(|batch| batch.epoch == page.epoch.get()) else {
-                    page.trimmed = true; // it went between the two round trips
-                    continue;
-                };
-                page.records.extend(select(&batch, thread_id, after)?);
-                if page.records.len() >= records_max {
-                    page.at_end = done == batches.len() && page.records.len() == records_max;
-                    page.records.truncate(records_max);
-                    return Ok(());
+        let (mut filling, mut rest) = (Filling::new(bounds), batches);
+        while !rest.is_empty() && filling.goes_on(began.elapsed()) {
+            let (names, later) = rest.split_at(filling.next_batches().min(rest.len()));
+            let found = self.batches(stream, page.partition, names, &mut filling).await?;
+            for (at, batch) in found.into_iter().enumerate() {
+                let is_last = later.is_empty() && at + 1 == names.len();
+                match batch.filter(|batch| batch.epoch == page.epoch.get()) {
+                    Some(batch) => {
+                        if page.add(&batch, thread_id, after, is_last, &mut filling)? {
+                            return Ok(());
+                        }
+                    }
+                    // It went between two round trips.
+                    None if page.records.is_empty() => (page.trimmed, page.at_end) = (true, is_last),
+                    // The next page tells that, and from where on.
+                    None => {
+                        page.at_end = false;
+                        return Ok(());
+                    }
                 }
             }
+            rest = later;
         }
         Ok(())
     }
@@ -190,6 +196,7 @@ impl RedisStore {
         stream: &Stream,
         partition: Partition,
         last_offsets: &[Offset],
+        filling: &mut Filling,
     ) -> Result<Vec<Option<Batch>>, Error> {
         let mut pipeline = redis::pipe();
         let log = Key::Log(stream, partition).to_string();
@@ -200,6 +207,7 @@ impl RedisStore {
         let found: Vec<Vec<(String, Hash)>> = self.ask_all(&pipeline).await?;
         let one = |entries: Vec<(String, Hash)>| {
             let stored = entries.into_iter().next().and_then(|(_, mut entry)| entry.remove("d"));
+            filling.fetched(stored.as_ref().map_or(0, Bytes::len) as u64);
             stored.map(stored::decode).transpose()
         };
         found.into_iter().map(one).collect()
