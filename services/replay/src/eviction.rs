@@ -15,8 +15,8 @@ pub enum Refused {
     )]
     Evicts { node: String, policy: String },
     #[error(
-        "{node} tells its maxmemory-policy neither by CONFIG GET nor by INFO: it may delete records that are \
-         still promised; permit +config|get or +info to the user, or set REDIS_ALLOW_EVICTION=true when the \
+        "{node} tells its maxmemory-policy neither by INFO nor by CONFIG GET: it may delete records that are \
+         still promised; permit +info or +config|get to the user, or set REDIS_ALLOW_EVICTION=true when the \
          policy is known to be noeviction"
     )]
     Unknown { node: String },
@@ -45,10 +45,10 @@ pub async fn check_eviction(connection: &Connection, allow: bool) -> Result<(), 
         redis::cmd("PING").exec_async(&mut connection.clone()).await?;
         return Ok(());
     }
-    let config = redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").take();
+    let info = redis::cmd("INFO").arg("memory").take();
     let mut silent = Vec::new();
-    for (node, answer) in connection.every_primary(&config).await? {
-        match permitted(answer)?.as_ref().and_then(policy_of_config) {
+    for (node, answer) in connection.every_primary(&info).await? {
+        match permitted(answer)?.and_then(policy_of_info) {
             Some(policy) => judge(node, policy)?,
             None => silent.push(node),
         }
@@ -56,10 +56,10 @@ pub async fn check_eviction(connection: &Connection, allow: bool) -> Result<(), 
     if silent.is_empty() {
         return Ok(());
     }
-    // Managed services keep CONFIG to themselves, and a user's rights may leave it out.
-    let info = redis::cmd("INFO").arg("memory").take();
-    for (node, answer) in connection.every_primary(&info).await? {
-        match permitted(answer)?.and_then(policy_of_info) {
+    // It tells more than this, passwords among it, so it is not asked where INFO will do.
+    let config = redis::cmd("CONFIG").arg("GET").arg("maxmemory-policy").take();
+    for (node, answer) in connection.every_primary(&config).await? {
+        match permitted(answer)?.as_ref().and_then(policy_of_config) {
             Some(policy) => judge(node, policy)?,
             None if silent.contains(&node) => return Err(Refused::Unknown { node }),
             None => {}
