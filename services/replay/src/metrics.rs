@@ -134,7 +134,7 @@ impl Kept {
             partitions: gauges(
                 registry,
                 "dashstream_replay_known_partitions",
-                "Partitions that hold anything.",
+                "Partitions that are known, those among them that hold nothing yet.",
                 &["stream"],
             )?,
         })
