@@ -2,12 +2,15 @@
 
 mod delivery;
 mod harness;
+mod kept;
 mod kills;
 mod legacy;
 mod legacy_served;
 mod local;
 mod operations;
+mod pages;
 mod redis_fleet;
+mod redis_rights;
 mod retention;
 mod store;
 mod store_faults;

@@ -10,6 +10,7 @@ use dashstream_proto::{
 use dashstream_replay::{
     config::Retention,
     connection::Connections,
+    filling::Bounds,
     keys::Stream,
     redis_store::RedisStore,
     store::{Appended, From, Open, Page, Store},
@@ -68,7 +69,7 @@ async fn a_thousand_kills_of_replay_during_appends_leave_a_correct_log() {
         let mut writer = Writer::new(&service.address(), "runs", lane);
         let mut rng = StdRng::seed_from_u64(lane as u64);
         let mut end = 0;
-        for _ in 0..250 {
+        for round in 1..=250 {
             // Somewhere among the batches of this round, while others are on their way.
             let acknowledged = writer.acknowledged();
             let moment = acknowledged.load(Ordering::Relaxed) + rng.random_range(1..20);
@@ -81,8 +82,11 @@ async fn a_thousand_kills_of_replay_during_appends_leave_a_correct_log() {
             };
             end += 800;
             tokio::join!(writer.write_until(end), kill);
+            writer.assert_grown(end).await;
+            if round % 50 == 0 {
+                writer.assert_stored(end).await;
+            }
         }
-        writer.assert_stored(end).await;
         writer.interrupted
     };
     let interrupted = futures_util::future::join_all((0..4).map(lane)).await;
@@ -268,7 +272,7 @@ async fn a_page_of_a_thousand_records_is_one_round_trip() {
         RedisStore::new(Connections::new(&settings(&redis.url())).expect("settings"), retention, None);
     let (stream, partition) = (Stream::new("runs").expect("a name"), Partition::new(0).expect("in range"));
     let read = async |from: From| {
-        let page = store.read(&stream, partition, from, 1 << 20).await.expect("redis");
+        let page = store.read(&stream, partition, from, Bounds::of_bytes(1 << 20)).await.expect("redis");
         let Page::Batches { batches, .. } = page else { panic!("a page of {from:?}") };
         batches.iter().map(|batch| batch.record_count).sum::<u32>()
     };

@@ -1,6 +1,6 @@
 //! A writer of one partition as ingest is one: compare-and-append through the replay service, and back to what
 //! the store holds whenever anything goes wrong.
-use crate::eventually::pause;
+use crate::{eventually, eventually::pause};
 use bytes::Bytes;
 use dashstream_core::{
     batch::{self, Envelope, Packer},
@@ -9,7 +9,7 @@ use dashstream_core::{
 };
 use dashstream_kit::grpc::channel_to;
 use dashstream_proto::{
-    log::v1::{Batch, Earliest, Position, RecordKind, RunFacts, position},
+    log::v1::{AfterOffset, Batch, Earliest, Position, RecordKind, RunFacts, position},
     replay::v1::{
         AppendRequest, OpenPartitionRequest, ReadPartitionsRequest, append_response::Outcome,
         read_partitions_response::Step, replay_service_client::ReplayServiceClient,
@@ -55,6 +55,8 @@ pub struct Writer {
     /// Why it did, and how often.
     pub causes: BTreeMap<String, u64>,
     acknowledged: Arc<AtomicU64>,
+    /// Records that were found in their places, from the first on.
+    verified: u64,
 }
 
 /// A batch of the records after `link` and before `end`.
@@ -92,6 +94,7 @@ impl Writer {
             lives: 0,
             interrupted: 0,
             acknowledged: Arc::default(),
+            verified: 0,
             causes: BTreeMap::new(),
         }
     }
@@ -168,33 +171,59 @@ impl Writer {
     /// Fails unless the store holds exactly the records before `end`, each in its place.
     ///
     /// # Panics
-    /// At the first that is missing, wrong or too many.
+    /// At the first that is missing, wrong or too many, or if replay can't be read for long.
     pub async fn assert_stored(&mut self, end: u64) {
-        let position =
-            Position { partition: self.partition.get(), from: Some(position::From::Earliest(Earliest {})) };
+        self.verified = 0;
+        self.assert_grown(end).await;
+    }
+
+    /// The same, looking only at what was written since it last did.
+    ///
+    /// # Panics
+    /// As [`Writer::assert_stored`].
+    pub async fn assert_grown(&mut self, end: u64) {
+        let from = match (self.verified.checked_sub(1), self.epoch) {
+            (Some(last), Some(epoch)) => {
+                position::From::After(AfterOffset { epoch: epoch.get(), offset: Some(last) })
+            }
+            (None, _) | (_, None) => position::From::Earliest(Earliest {}),
+        };
         let request = ReadPartitionsRequest {
             stream: self.stream.clone(),
-            positions: vec![position],
+            positions: vec![Position { partition: self.partition.get(), from: Some(from) }],
             page_bytes_max: 0,
             pages_max: 0,
             page_records_max: 0,
         };
-        let mut steps = self.client.read_partitions(request).await.expect("replay answers").into_inner();
-        let mut next = 0_u64;
-        while let Some(step) = steps.message().await.expect("replay answers") {
-            let Some(Step::Page(page)) = step.step else { panic!("expected a page: {step:?}") };
-            for stored in &page.batches {
-                batch::check(stored).expect("a whole batch");
-                for record in batch::records(stored) {
-                    let record = record.expect("a record");
-                    assert_eq!((record.offset, record.prev_offset), (next, next.checked_sub(1)));
-                    assert_eq!(record.payload, payload(next));
-                    next += 1;
-                }
+        // It may just have been killed.
+        let read = async || read(self.client.clone(), request.clone()).await;
+        let mut next = self.verified;
+        for stored in eventually("replay is read", PATIENCE, read).await {
+            batch::check(&stored).expect("a whole batch");
+            for record in batch::records(&stored) {
+                let record = record.expect("a record");
+                assert_eq!((record.offset, record.prev_offset), (next, next.checked_sub(1)));
+                assert_eq!(record.payload, payload(next));
+                next += 1;
             }
         }
         assert_eq!(next, end);
+        self.verified = next;
     }
+}
+
+/// All batches of an answer that is nothing but pages.
+async fn read(
+    mut client: ReplayServiceClient<Channel>,
+    request: ReadPartitionsRequest,
+) -> Result<Vec<Batch>, Status> {
+    let mut steps = client.read_partitions(request).await?.into_inner();
+    let mut batches = Vec::new();
+    while let Some(step) = steps.message().await? {
+        let Some(Step::Page(page)) = step.step else { panic!("expected a page: {step:?}") };
+        batches.extend(page.batches);
+    }
+    Ok(batches)
 }
 
 fn why(status: &Status) -> String {
