@@ -72,7 +72,7 @@ async fn a_thousand_kills_of_replay_during_appends_leave_a_correct_log() {
         for round in 1..=250 {
             // Somewhere among the batches of this round, while others are on their way.
             let acknowledged = writer.acknowledged();
-            let moment = acknowledged.load(Ordering::Relaxed) + rng.random_range(1..20);
+            let moment = acknowledged.load(Ordering::Relaxed) + rng.random_range(1..10);
             let kill = async {
                 while acknowledged.load(Ordering::Relaxed) < moment {
                     pause(Duration::from_micros(200)).await;
@@ -80,10 +80,10 @@ async fn a_thousand_kills_of_replay_during_appends_leave_a_correct_log() {
                 service.stop(Stop::Kill).await;
                 service.start_again();
             };
-            end += 800;
+            end += 400;
             tokio::join!(writer.write_until(end), kill);
             writer.assert_grown(end).await;
-            if round % 50 == 0 {
+            if round % 125 == 0 {
                 writer.assert_stored(end).await;
             }
         }
