@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, process::ExitStatus, sync::Mutex, time::Duration};
 
+use tokio::net::TcpStream;
+
 use crate::{
     eventually,
     folder::Folder,
@@ -110,7 +112,7 @@ impl Service {
         self.setting("OPS_LISTEN")
     }
 
-    /// Waits until `/readyz` answers 200.
+    /// Waits until `/readyz` answers 200 and its main address takes connections.
     ///
     /// # Panics
     /// If that takes more than 30 s, or the process ends instead.
@@ -121,9 +123,11 @@ impl Service {
                 return Ok(Err(status));
             }
             match self.get("/readyz").await? {
-                (200, _) => Ok(Ok(())),
-                (status, body) => Err(format!("{status} {body}")),
+                (200, _) => {}
+                (status, body) => return Err(format!("{status} {body}")),
             }
+            let connected = TcpStream::connect(self.address()).await;
+            connected.map(|_| Ok(())).map_err(|error| error.to_string())
         };
         let answer: Result<(), ExitStatus> = eventually(&what, READY_TIMEOUT, asked).await;
         answer.unwrap_or_else(|status| panic!("{what}: it ended, {status}:\n{}", self.log_text()));
