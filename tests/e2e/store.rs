@@ -25,6 +25,8 @@ use proptest::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use std::{panic::AssertUnwindSafe, time::Duration};
 
+/// More than any thread has here.
+const MANY: Bounds = Bounds::of_records(1_000);
 const RETENTION: Retention = Retention { age: Duration::from_secs(600), records_max: 60, bytes_max: 6_000 };
 
 fn offset(value: u64) -> Offset {
@@ -328,11 +330,7 @@ async fn the_greatest_offsets_are_exact() {
         let (partition, name) =
             (Partition::new(3).expect("in range"), ThreadName::new("exact").expect("a name"));
         let after = After::Sequence(at - 1);
-        let page = both
-            .redis
-            .read_thread(&both.stream, partition, &name, after, Bounds::of_records(10))
-            .await
-            .expect("redis");
+        let page = both.redis.read_thread(&both.stream, partition, &name, after, MANY).await.expect("redis");
         let sequences: Vec<_> =
             page.expect("the thread").records.iter().map(|record| record.sequence).collect();
         assert_eq!(sequences, [Some(at)], "a sequence is as exact as an offset");
@@ -391,10 +389,7 @@ async fn the_newest_whole_state_of_a_thread_outlives_the_trimming_of_its_log() {
         both.append(&[next]).await;
     }
     // 200 were written, the last 60 are kept, and 33 besides: what a reader needs to begin.
-    let page = both
-        .redis
-        .read_thread(&both.stream, partition, &name, After::Nothing, Bounds::of_records(1_000))
-        .await;
+    let page = both.redis.read_thread(&both.stream, partition, &name, After::Nothing, MANY).await;
     let page = page.expect("redis").expect("the thread");
     let offsets: Vec<_> = page.records.iter().map(|record| record.offset).collect();
     assert_eq!((page.trimmed, offsets), (true, (140..200).collect::<Vec<_>>()));
@@ -402,7 +397,7 @@ async fn the_newest_whole_state_of_a_thread_outlives_the_trimming_of_its_log() {
     assert_eq!((whole.offset, &whole.payload[..]), (33, &33_u64.to_be_bytes()[..]));
     // A reader who has 150 has all that it needs.
     let after = After::Offset { epoch, at: Some(offset(150)) };
-    let page = both.redis.read_thread(&both.stream, partition, &name, after, Bounds::of_records(1_000)).await;
+    let page = both.redis.read_thread(&both.stream, partition, &name, after, MANY).await;
     let page = page.expect("redis").expect("the thread");
     assert_eq!((page.records[0].offset, page.trimmed), (151, false));
 }
