@@ -108,6 +108,7 @@ impl Packer {
             tracestate,
             gap: None,
             facts: (facts.run != RunFacts::default()).then_some(facts.run),
+            produced_us: facts.produced_us,
             more_threads: more_threads
                 .map(|(thread_id, sequence)| ThreadSequence { thread_id, sequence })
                 .collect(),
@@ -177,6 +178,8 @@ impl Packer {
             record_count: open.count,
             packing: Packing::Plain.into(),
             records: open.records.freeze(),
+            ingested_ms: None,
+            stored_ms: None,
         })
     }
 }

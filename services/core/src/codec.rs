@@ -84,6 +84,8 @@ pub struct Facts {
     pub more_threads: Vec<(String, Option<u64>)>,
     /// What the record says of its run.
     pub run: RunFacts,
+    /// When the producer made it, microseconds since 1970 by its clock; `None` where it says nothing.
+    pub produced_us: Option<i64>,
 }
 
 /// The message of a payload.
@@ -137,6 +139,7 @@ impl Facts {
             sequence: (header.sequence > 0).then_some(header.sequence),
             more_threads: Vec::new(),
             run: RunFacts::default(),
+            produced_us: (header.timestamp_us != 0).then_some(header.timestamp_us),
         }
     }
 

@@ -139,7 +139,9 @@ fn answer(outcome: &Appended) -> AppendResponse {
 }
 
 fn stored(last: Offset, duplicate: bool) -> AppendResponse {
-    AppendResponse { outcome: Some(Outcome::Stored(Stored { last_offset: last.get(), duplicate })) }
+    AppendResponse {
+        outcome: Some(Outcome::Stored(Stored { last_offset: last.get(), duplicate, stored_ms: None })),
+    }
 }
 
 fn refused(reason: RefusalReason, epoch: Option<Epoch>, held: Link, message: String) -> AppendResponse {

@@ -232,6 +232,7 @@ impl<S: Store> ReplayService for Replay<S> {
             last_offset: opened.held.map(Offset::get),
             opened_new_epoch: opened.new_epoch,
             retention_ms: u64::try_from(retention.age.as_millis()).unwrap_or(u64::MAX),
+            last_record: None,
         }))
     }
 
