@@ -44,6 +44,7 @@ fn large(epoch: Epoch, at: u64, link: Link, rng: &mut StdRng) -> Batch {
         sequence: Some(at + 1),
         more_threads: Vec::new(),
         run: RunFacts::default(),
+        produced_us: None,
     };
     let (traceparent, tracestate) = (String::new(), String::new());
     let offset = Offset::clamped(at);

@@ -64,6 +64,7 @@ fn batch(epoch: Epoch, link: Link, count: u64, step: u64) -> Batch {
             sequence: Some(at + 1),
             more_threads: if at.is_multiple_of(6) { vec![("another".into(), Some(at))] } else { Vec::new() },
             run: run_facts(at),
+            produced_us: None,
         };
         let (traceparent, tracestate) = (String::new(), String::new());
         // Times go back now and then.
@@ -312,6 +313,7 @@ async fn the_greatest_offsets_are_exact() {
             sequence: Some(at),
             more_threads: Vec::new(),
             run: RunFacts::default(),
+            produced_us: None,
         };
         let (traceparent, tracestate) = (String::new(), String::new());
         assert!(
@@ -369,6 +371,7 @@ fn long_run(epoch: Epoch, link: Link, count: u64, whole: &[u64]) -> Batch {
             sequence: Some(at + 1),
             more_threads: Vec::new(),
             run: RunFacts { whole_state: whole.contains(&at), ..Default::default() },
+            produced_us: None,
         };
         let (traceparent, tracestate) = (String::new(), String::new());
         let envelope = Envelope { offset: offset(at), timestamp_ms: None, facts, traceparent, tracestate };

@@ -71,6 +71,7 @@ pub fn batch_after(epoch: Epoch, partition: Partition, link: Link, end: u64) -> 
             sequence: Some(at + 1),
             more_threads: Vec::new(),
             run: RunFacts::default(),
+            produced_us: None,
         };
         let (traceparent, tracestate) = (String::new(), String::new());
         let offset = Offset::clamped(at);
@@ -130,6 +131,8 @@ impl Writer {
             partition: self.partition.get(),
             known_epoch: self.epoch.map(Epoch::get),
             high_watermark: None,
+            diverged: None,
+            expired_last_offset: None,
         };
         let opened = self.client.open_partition(open).await.map_err(|status| why(&status))?.into_inner();
         let epoch = Epoch::new(opened.epoch);

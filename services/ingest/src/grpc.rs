@@ -43,6 +43,7 @@ impl Ingest {
             topic: self.config.kafka.topic.clone(),
             partition_count: self.partition_count.load(Ordering::Relaxed),
             partitions: self.owned.report(),
+            halted: String::new(),
         }
     }
 }

@@ -140,6 +140,7 @@ fn heartbeat(partition: Partition, state: &State) -> Option<Heartbeat> {
         durable: Some(durable),
         high_watermark: state.catch_up.high_watermark().map(NextOffset::get),
         phase: phase(state.catch_up.phase()).0.into(),
+        head: state.catch_up.head().map(NextOffset::get),
     })
 }
 
@@ -181,6 +182,9 @@ fn report(partition: Partition, state: &State) -> PartitionCatchUp {
         blocked_offset: None,
         produced_per_second: produced,
         seconds_to_live,
+        decode_errors_unclassified: 0,
+        healing_from: None,
+        never_live: false,
     }
 }
 

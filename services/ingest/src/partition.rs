@@ -188,6 +188,8 @@ impl Pipeline {
             partition: self.partition.get(),
             known_epoch: self.known_epoch.map(Epoch::get),
             high_watermark: high_watermark.map(NextOffset::get),
+            diverged: None,
+            expired_last_offset: None,
         };
         let mut replay = self.parts.replay.clone();
         let unavailable = |why: String| (Cause::Unavailable, why);

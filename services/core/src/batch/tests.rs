@@ -13,6 +13,7 @@ pub(crate) fn envelope(at: u64) -> Envelope {
         sequence: Some(at + 1),
         more_threads: Vec::new(),
         run: RunFacts::default(),
+        produced_us: None,
     };
     Envelope {
         offset: offset(at),

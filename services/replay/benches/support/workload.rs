@@ -127,6 +127,7 @@ fn batches(shape: Shape, partition: usize, sequences: &mut [u64], random: &mut S
             sequence: Some(sequences[thread]),
             more_threads: Vec::new(),
             run: RunFacts { tokens, ..Default::default() },
+            produced_us: None,
         };
         let (traceparent, tracestate) = (String::new(), String::new());
         let offset = Offset::clamped(at as u64);

@@ -19,6 +19,7 @@ fn record(at: u64, thread: &str, run: RunFacts, more: &[(&str, u64)]) -> Envelop
             sequence: Some(at + 1),
             more_threads,
             run,
+            produced_us: None,
         },
         traceparent: String::new(),
         tracestate: String::new(),
