@@ -15,6 +15,8 @@ mod run_facts;
 
 /// Longest thread id, bytes. A longer one is refused, never cut.
 pub const THREAD_ID_BYTES_MAX: usize = 1_024;
+/// Newest schema version that is understood. 0 counts as 1.
+pub const SCHEMA_VERSION_MAX: u32 = 1;
 
 const PLAIN: u8 = 0x00;
 const ZSTD: u8 = 0x01;
@@ -53,6 +55,8 @@ pub enum Undecodable {
     NoMember,
     #[error("a thread id has {bytes} bytes: expected at most {THREAD_ID_BYTES_MAX}")]
     ThreadIdTooLong { bytes: usize },
+    #[error("the message is of schema version {version}: expected at most {SCHEMA_VERSION_MAX}")]
+    UnknownVersion { version: u32 },
 }
 
 impl Undecodable {
@@ -67,6 +71,7 @@ impl Undecodable {
             Self::Protobuf(_) => "protobuf",
             Self::NoMember => "no_member",
             Self::ThreadIdTooLong { .. } => "thread_id_too_long",
+            Self::UnknownVersion { .. } => "unknown_version",
         }
     }
 }
@@ -103,6 +108,9 @@ pub fn decode(payload: Option<&[u8]>, limits: Limits) -> Result<wire::DashStream
 /// [`Undecodable`]: what is wrong with it.
 pub fn facts(payload: Option<&[u8]>, limits: Limits) -> Result<Facts, Undecodable> {
     let member = decode(payload, limits)?.message.ok_or(Undecodable::NoMember)?;
+    if let Some(version) = versions(&member).find(|version| *version > SCHEMA_VERSION_MAX) {
+        return Err(Undecodable::UnknownVersion { version });
+    }
     let run = run_facts::of(&member);
     let mut facts = match member {
         Member::Event(m) => Facts::of(RecordKind::Event, m.header),
@@ -126,6 +134,27 @@ pub fn facts(payload: Option<&[u8]>, limits: Limits) -> Result<Facts, Undecodabl
     match threads.map(String::len).max() {
         Some(bytes) if bytes > THREAD_ID_BYTES_MAX => Err(Undecodable::ThreadIdTooLong { bytes }),
         _ => Ok(facts),
+    }
+}
+
+/// The schema version of a message's header, and of those of its events.
+fn versions(member: &Member) -> impl Iterator<Item = u32> {
+    let events = if let Member::EventBatch(batch) = member { &*batch.events } else { &[] };
+    let events = events.iter().filter_map(|event| event.header.as_ref());
+    header(member).into_iter().chain(events).map(|header| header.schema_version)
+}
+
+fn header(member: &Member) -> Option<&wire::Header> {
+    match member {
+        Member::Event(m) => m.header.as_ref(),
+        Member::StateDiff(m) => m.header.as_ref(),
+        Member::TokenChunk(m) => m.header.as_ref(),
+        Member::ToolExecution(m) => m.header.as_ref(),
+        Member::Checkpoint(m) => m.header.as_ref(),
+        Member::Metrics(m) => m.header.as_ref(),
+        Member::Error(m) => m.header.as_ref(),
+        Member::EventBatch(m) => m.header.as_ref(),
+        Member::ExecutionTrace(m) => m.header.as_ref(),
     }
 }
 
