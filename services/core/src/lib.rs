@@ -8,6 +8,7 @@ pub mod batch;
 pub mod catch_up;
 pub mod chain;
 pub mod codec;
+pub mod dead_letter;
 pub mod frame;
 pub mod limits;
 pub mod policy;
