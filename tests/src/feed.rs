@@ -2,6 +2,7 @@
 use bytes::Bytes;
 use dashstream_core::codec;
 use dashstream_ctl::runs::Runs;
+use dashstream_proto::telemetry::{DashStreamMessage, Header, TokenChunk, dash_stream_message};
 use rdkafka::{
     ClientConfig, ClientContext, Message,
     error::{KafkaError, RDKafkaErrorCode},
@@ -49,6 +50,14 @@ impl ProducerContext for Delivered {
 fn is_purged(error: &KafkaError) -> bool {
     let code = error.rdkafka_error_code();
     matches!(code, Some(RDKafkaErrorCode::PurgeInflight | RDKafkaErrorCode::PurgeQueue))
+}
+
+/// The value of a record that is fit for the log.
+pub fn sound(thread_id: &str) -> Vec<u8> {
+    let header = Header { thread_id: thread_id.into(), schema_version: 1, ..Default::default() };
+    let chunk = TokenChunk { header: Some(header), text: "word ".repeat(20), ..Default::default() };
+    let message = DashStreamMessage { message: Some(dash_stream_message::Message::TokenChunk(chunk)) };
+    codec::encode(&message, COMPRESS_ABOVE)
 }
 
 /// A producer of demo runs into one topic.
@@ -99,7 +108,30 @@ impl Feed {
     /// # Panics
     /// If the record is refused.
     pub async fn send_payload(&self, key: &str, payload: &[u8]) {
-        let mut record = BaseRecord::to(&self.topic).key(key).payload(payload);
+        self.hand_over(BaseRecord::to(&self.topic).key(key).payload(payload)).await;
+    }
+
+    /// Hands one record over to a partition. Without a value it is a tombstone.
+    ///
+    /// # Panics
+    /// If the record is refused.
+    pub async fn send_to(&self, partition: i32, value: Option<&[u8]>) {
+        let mut record = BaseRecord::to(&self.topic).key("key").partition(partition);
+        record.payload = value;
+        self.hand_over(record).await;
+    }
+
+    /// Hands `count` sound records over to a partition, all of one thread.
+    ///
+    /// # Panics
+    /// If a record is refused.
+    pub async fn send_sound(&self, partition: i32, count: usize) {
+        for _ in 0..count {
+            self.send_to(partition, Some(&sound(&format!("thread-of-{partition}")))).await;
+        }
+    }
+
+    async fn hand_over(&self, mut record: BaseRecord<'_, str, [u8]>) {
         while let Err((error, back)) = self.producer.send(record) {
             let full = matches!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
             assert!(full, "hand over a record: {error}");

@@ -8,7 +8,9 @@ pub mod eventually;
 pub mod feed;
 mod folder;
 pub mod kafka;
+pub mod letters;
 mod net;
+pub mod operator;
 pub mod proxy;
 pub mod redis;
 pub mod redis_fleet;
@@ -22,6 +24,8 @@ pub use crate::{
     eventually::eventually,
     feed::{Feed, Log},
     kafka::Kafka,
+    letters::letters,
+    operator::Operator,
     proxy::Proxy,
     redis::Redis,
     services::{Kind, Service},

@@ -141,6 +141,16 @@ impl Service {
         get(&self.ops_address(), path).await
     }
 
+    /// The value of one series of `/metrics`, such as `name{label="value"}`; `None` while there is none.
+    ///
+    /// # Errors
+    /// Says what went wrong when there is no answer.
+    pub async fn metric(&self, series: &str) -> Result<Option<f64>, String> {
+        let (_, text) = self.get("/metrics").await?;
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map(|value| value.parse().map_err(|_| format!("{series} is {value}"))).transpose()
+    }
+
     /// Ends the process. [`Service::start_again`] brings it back.
     ///
     /// # Panics

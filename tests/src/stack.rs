@@ -17,6 +17,8 @@ pub struct Shape {
     pub links: Links,
     /// Topic settings, such as `("retention.ms", "1000")`.
     pub topic: Vec<(&'static str, &'static str)>,
+    /// There is a topic for dead letters.
+    pub dead_letters: bool,
     /// Arguments of the Redis server.
     pub redis: Vec<&'static str>,
     /// Settings in addition to the wiring, or instead of it.
@@ -42,6 +44,7 @@ impl Default for Shape {
             gateway: 1,
             links: Links::Direct,
             topic: Vec::new(),
+            dead_letters: true,
             redis: Vec::new(),
             settings: Vec::new(),
         }
@@ -73,6 +76,9 @@ impl Stack {
         let kafka = Kafka::shared().await;
         let topic = fresh_topic();
         kafka.create_topic(&topic, shape.partitions, &shape.topic).await;
+        if shape.dead_letters {
+            kafka.create_topic(&dead_letters(&topic), 1, &[]).await;
+        }
         let redis = Redis::start(&shape.redis).await;
         let stack =
             Wiring { shape: &shape, topic: &topic, brokers: kafka.brokers() }.start(redis, kafka.clone());
@@ -86,6 +92,11 @@ impl Stack {
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.replay.iter().chain(&self.ingest).chain(&self.gateway)
     }
+}
+
+/// Where the dead letters of a topic go.
+pub fn dead_letters(topic: &str) -> String {
+    format!("{topic}-dlq")
 }
 
 /// A topic name that no other test uses.

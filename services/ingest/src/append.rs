@@ -8,7 +8,10 @@ use dashstream_proto::{
         replay_service_client::ReplayServiceClient,
     },
 };
-use std::{collections::VecDeque, time::Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, transport::Channel};
@@ -16,11 +19,22 @@ use tonic::{Status, transport::Channel};
 /// Most batches in flight, whatever their size.
 const BATCHES_MAX: usize = 1_024;
 
+/// What is in a batch, for those who count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    pub stored: u64,
+    pub dead_lettered: u64,
+    pub skipped: u64,
+    /// Kafka's and the producer's time of the last record: milliseconds and microseconds since 1970.
+    pub last_record_ms: Option<i64>,
+    pub last_produced_us: Option<i64>,
+}
+
 /// A batch on its way.
 #[derive(Debug)]
 struct InFlight {
     batch: Batch,
-    last_record_ms: Option<i64>,
+    tally: Tally,
     since: Instant,
 }
 
@@ -29,7 +43,7 @@ struct InFlight {
 pub enum Answer {
     Stored {
         batch: Batch,
-        last_record_ms: Option<i64>,
+        tally: Tally,
         duplicate: bool,
         seconds: f64,
     },
@@ -96,11 +110,21 @@ impl Appender {
         self.waiting.is_empty()
     }
 
+    /// Batches that wait for their answer.
+    pub fn in_flight(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
+    /// How long the oldest batch in flight waits for its answer.
+    pub fn waits_for(&self) -> Duration {
+        self.waiting.front().map_or(Duration::ZERO, |oldest| oldest.since.elapsed())
+    }
+
     /// Sends a batch. Only with room: then there is a place in the queue.
-    pub fn send(&mut self, batch: Batch, last_record_ms: Option<i64>) {
+    pub fn send(&mut self, batch: Batch, tally: Tally) {
         let request = AppendRequest { stream: self.stream.clone(), batch: Some(batch.clone()) };
         self.bytes += batch.records.len() as u64;
-        self.waiting.push_back(InFlight { batch, last_record_ms, since: Instant::now() });
+        self.waiting.push_back(InFlight { batch, tally, since: Instant::now() });
         // A stream that ended says so among the answers.
         drop(self.requests.try_send(request));
     }
@@ -112,14 +136,15 @@ impl Appender {
                 .waiting
                 .pop_front()
             {
-                Some(InFlight { batch, last_record_ms, since }) => {
+                Some(InFlight { mut batch, tally, since }) => {
                     self.bytes -= batch.records.len() as u64;
+                    batch.stored_ms = stored.stored_ms;
                     let held: Link = Some(batch.last());
                     if held.map(|last| last.get()) > Some(stored.last_offset) {
                         return Answer::Failed(Status::data_loss("replay acknowledged less than was sent"));
                     }
                     let seconds = since.elapsed().as_secs_f64();
-                    Answer::Stored { batch, last_record_ms, duplicate: stored.duplicate, seconds }
+                    Answer::Stored { batch, tally, duplicate: stored.duplicate, seconds }
                 }
                 None => Answer::Failed(Status::internal("replay acknowledged what was not sent")),
             },

@@ -1,4 +1,6 @@
 //! Settings of the ingest service.
+use crate::dlq;
+use dashstream_core::policy::Policy;
 use dashstream_kit::config::{Targets, byte_size, duration};
 use std::{net::SocketAddr, str::FromStr, time::Duration};
 
@@ -38,6 +40,21 @@ pub struct Config {
     #[arg(long, env = "INGEST_MESSAGE_BYTES_MAX", default_value = "10MiB", value_parser = byte_size)]
     pub message_bytes_max: u64,
 
+    /// What to do with a bad record: one that does not decode, breaks a limit, is of an unknown version or names no
+    /// thread. `skip`: write a dead letter, leave a gap in its place and go on. `pause`: stop its partition at it
+    /// until an operator decides (`dashstream dlq`). `halt`: stop everything that this replica consumes, and turn
+    /// readiness off.
+    #[arg(long, env = "KAFKA_ON_DECODE_ERROR", value_enum, default_value = "skip")]
+    pub on_decode_error: OnDecodeError,
+
+    #[command(flatten)]
+    pub dlq: dlq::Config,
+
+    /// Name of this replica in reports and dead letters. Unless given, the group instance id, or else the host's
+    /// name and the port.
+    #[arg(long, env = "INGEST_NAME")]
+    pub name: Option<String>,
+
     /// How far back an empty store is refilled from Kafka: `retention`, as far as replay keeps records;
     /// `earliest`, all that Kafka has.
     #[arg(long, env = "INGEST_REFILL", value_enum, default_value = "retention")]
@@ -55,6 +72,14 @@ pub struct Config {
     /// How long appends in flight may take when a partition is revoked.
     #[arg(long, env = "INGEST_REVOKE_TIMEOUT", default_value = "5s", value_parser = duration)]
     pub revoke_timeout: Duration,
+}
+
+/// What to do with a bad record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnDecodeError {
+    Skip,
+    Pause,
+    Halt,
 }
 
 /// How far back an empty store is refilled.
@@ -119,6 +144,15 @@ impl FromStr for Setting {
 }
 
 impl Config {
+    /// What to do with a bad record.
+    pub fn policy(&self) -> Policy {
+        match self.on_decode_error {
+            OnDecodeError::Skip => Policy::Skip,
+            OnDecodeError::Pause => Policy::Pause,
+            OnDecodeError::Halt => Policy::Halt,
+        }
+    }
+
     /// The stream's name.
     pub fn stream(&self) -> &str {
         self.stream.as_deref().unwrap_or(&self.kafka.topic)

@@ -1,11 +1,17 @@
 //! The ingest service over gRPC.
-use crate::{config::Config, live::Live, owned::Owned};
+use crate::{
+    brake::Brake,
+    config::Config,
+    live::Live,
+    owned::{Owned, Unmet},
+};
+use dashstream_core::position::{Offset, Partition};
 use dashstream_kit::tasks::Tasks;
 use dashstream_proto::ingest::v1::{
-    GetCatchUpRequest, GetCatchUpResponse, PausePartitionRequest, PausePartitionResponse,
-    ResolveBlockedRequest, ResolveBlockedResponse, ResumePartitionRequest, ResumePartitionResponse,
-    SubscribeLiveRequest, SubscribeLiveResponse, WatchCatchUpRequest, WatchCatchUpResponse,
-    ingest_service_server::IngestService,
+    CatchUpPhase, GetCatchUpRequest, GetCatchUpResponse, PartitionCatchUp, PausePartitionRequest,
+    PausePartitionResponse, Resolution, ResolveBlockedRequest, ResolveBlockedResponse,
+    ResumePartitionRequest, ResumePartitionResponse, SubscribeLiveRequest, SubscribeLiveResponse,
+    WatchCatchUpRequest, WatchCatchUpResponse, ingest_service_server::IngestService,
 };
 use std::{
     pin::Pin,
@@ -21,6 +27,11 @@ use tonic::{Request, Response, Status};
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const WATCH_INTERVAL_LEAST: Duration = Duration::from_millis(100);
+/// How often a pipeline is looked at that was told something, and how many times.
+const SETTLE_LOOK: Duration = Duration::from_millis(20);
+const SETTLE_LOOKS: usize = 100;
+/// Longest reason that an operator may give, bytes.
+const REASON_BYTES_MAX: usize = 512;
 /// Events handed to HTTP/2 ahead of its flow control; the rest waits in the subscription, bounded in bytes.
 const EVENTS_AHEAD: usize = 4;
 
@@ -30,6 +41,7 @@ pub struct Ingest {
     pub config: Arc<Config>,
     pub owner: Arc<str>,
     pub owned: Owned,
+    pub brake: Brake,
     pub live: Live,
     pub partition_count: Arc<AtomicI32>,
     pub tasks: Tasks,
@@ -43,7 +55,7 @@ impl Ingest {
             topic: self.config.kafka.topic.clone(),
             partition_count: self.partition_count.load(Ordering::Relaxed),
             partitions: self.owned.report(),
-            halted: String::new(),
+            halted: self.brake.reason().unwrap_or_default(),
         }
     }
 }
@@ -117,26 +129,93 @@ impl IngestService for Ingest {
 
     async fn resolve_blocked(
         &self,
-        _request: Request<ResolveBlockedRequest>,
+        request: Request<ResolveBlockedRequest>,
     ) -> Result<Response<ResolveBlockedResponse>, Status> {
-        Err(unimplemented("ResolveBlocked"))
+        let ResolveBlockedRequest { partition: number, offset, reason, .. } = request.get_ref();
+        let partition = partition(*number)?;
+        let offset = Offset::new(*offset).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let resolution = request.get_ref().resolution();
+        if resolution == Resolution::Unspecified {
+            return Err(Status::invalid_argument("resolution: expected RESOLUTION_RETRY or RESOLUTION_SKIP"));
+        }
+        let reason = given(reason)?;
+        self.owned.resolve(partition, offset, resolution).map_err(unmet)?;
+        tracing::info!(audit = true, %partition, %offset, resolution = resolution.as_str_name(), reason,
+            "an operator decided on a bad record");
+        let acted = |report: &PartitionCatchUp| report.blocked_offset != Some(offset.get());
+        let partition = Some(self.settled(partition, acted).await?);
+        Ok(Response::new(ResolveBlockedResponse { partition }))
     }
 
     async fn pause_partition(
         &self,
-        _request: Request<PausePartitionRequest>,
+        request: Request<PausePartitionRequest>,
     ) -> Result<Response<PausePartitionResponse>, Status> {
-        Err(unimplemented("PausePartition"))
+        let PausePartitionRequest { partition: number, reason } = request.into_inner();
+        let partition = partition(number)?;
+        let reason = given(&reason)?;
+        self.owned.pause(partition, Some(reason.to_owned())).map_err(unmet)?;
+        tracing::info!(audit = true, %partition, reason, "an operator paused a partition");
+        let stopped = |report: &PartitionCatchUp| {
+            matches!(report.phase(), CatchUpPhase::Paused | CatchUpPhase::Blocked)
+        };
+        let partition = Some(self.settled(partition, stopped).await?);
+        Ok(Response::new(PausePartitionResponse { partition }))
     }
 
     async fn resume_partition(
         &self,
-        _request: Request<ResumePartitionRequest>,
+        request: Request<ResumePartitionRequest>,
     ) -> Result<Response<ResumePartitionResponse>, Status> {
-        Err(unimplemented("ResumePartition"))
+        let ResumePartitionRequest { partition: number, reason } = request.into_inner();
+        let partition = partition(number)?;
+        let reason = given(&reason)?;
+        self.owned.pause(partition, None).map_err(unmet)?;
+        tracing::info!(audit = true, %partition, reason, "an operator let a partition go on");
+        let goes_on = |report: &PartitionCatchUp| report.phase() != CatchUpPhase::Paused;
+        let partition = Some(self.settled(partition, goes_on).await?);
+        Ok(Response::new(ResumePartitionResponse { partition }))
     }
 }
 
-fn unimplemented(what: &str) -> Status {
-    Status::unimplemented(format!("{what} is not implemented by this version"))
+impl Ingest {
+    /// The partition once its pipeline has acted, or as it is when that takes too long.
+    async fn settled(
+        &self,
+        partition: Partition,
+        acted: impl Fn(&PartitionCatchUp) -> bool,
+    ) -> Result<PartitionCatchUp, Status> {
+        let mut looks = tokio::time::interval(SETTLE_LOOK);
+        for _ in 0..SETTLE_LOOKS {
+            looks.tick().await;
+            match self.owned.report_of(partition) {
+                Some(report) if !acted(&report) => {}
+                Some(report) => return Ok(report),
+                None => break,
+            }
+        }
+        self.owned.report_of(partition).ok_or_else(|| unmet(Unmet::NotOwned(partition)))
+    }
+}
+
+fn partition(number: i32) -> Result<Partition, Status> {
+    Partition::new(number).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn given(reason: &str) -> Result<&str, Status> {
+    let wrong = |what| Err(Status::invalid_argument(format!("reason: {what}")));
+    match reason.trim() {
+        "" => wrong("expected who decided and why, for the audit log".to_owned()),
+        reason if reason.len() > REASON_BYTES_MAX => {
+            wrong(format!("has {} bytes, expected at most {REASON_BYTES_MAX}", reason.len()))
+        }
+        reason => Ok(reason),
+    }
+}
+
+fn unmet(why: Unmet) -> Status {
+    match why {
+        Unmet::NotOwned(_) => Status::not_found(why.to_string()),
+        Unmet::NotBlocked(_) | Unmet::BlockedElsewhere { .. } => Status::failed_precondition(why.to_string()),
+    }
 }

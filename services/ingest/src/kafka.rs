@@ -4,7 +4,7 @@
 //! partition at the offset that the store asks for, and assigns it anew when it must go back. A partition
 //! queue is split off before its partition is assigned, so no record ever reaches the common queue.
 use crate::config::Config;
-use dashstream_core::position::{Epoch, NextOffset, Partition};
+use dashstream_core::position::{NextOffset, Partition};
 use rdkafka::{
     ClientConfig, ClientContext, Offset, Statistics, TopicPartitionList,
     consumer::{
@@ -21,8 +21,14 @@ use std::{
 };
 use tokio::sync::watch;
 
+mod committed;
+
+pub use committed::Position;
+
 /// How long one question to the brokers may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one question for watermarks may take: until it is answered, a partition does not begin.
+const WATERMARK_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 pub type Queue = StreamPartitionQueue<Context>;
 
@@ -35,6 +41,17 @@ pub struct Fetched {
     pub next: NextOffset,
     /// Records fetched that wait in the partition's queue.
     pub queued: i64,
+    /// There is a connection to the partition's leader.
+    pub leader_up: bool,
+}
+
+/// What librdkafka's statistics say.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    pub partitions: BTreeMap<Partition, Fetched>,
+    /// Brokers with a connection, and all that are known.
+    pub brokers_up: usize,
+    pub brokers: usize,
 }
 
 /// Shared with librdkafka's callbacks.
@@ -43,7 +60,7 @@ pub struct Context {
     topic: String,
     /// The partitions that the group gave us.
     owned: watch::Sender<BTreeSet<Partition>>,
-    fetched: watch::Sender<BTreeMap<Partition, Fetched>>,
+    known: watch::Sender<Known>,
     assigned: Mutex<BTreeSet<Partition>>,
     /// Pipelines of each partition that have not ended; two while one follows the other.
     running: Mutex<BTreeMap<Partition, u32>>,
@@ -60,7 +77,7 @@ impl Context {
         Self {
             topic,
             owned: watch::Sender::default(),
-            fetched: watch::Sender::default(),
+            known: watch::Sender::default(),
             assigned: Mutex::default(),
             running: Mutex::default(),
             ended: Condvar::default(),
@@ -101,17 +118,25 @@ impl Context {
 
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
-        let Some(topic) = statistics.topics.get(&self.topic) else { return };
-        let fetched = topic.partitions.values().filter_map(|partition| {
+        // Those without a node id are the addresses to begin with, and the group's coordinator once more.
+        let brokers = || statistics.brokers.values().filter(|broker| broker.nodeid >= 0);
+        let up: BTreeSet<_> =
+            brokers().filter(|broker| broker.state == "UP").map(|broker| broker.nodeid).collect();
+        let all: BTreeSet<_> = brokers().map(|broker| broker.nodeid).collect();
+        let partitions =
+            statistics.topics.get(&self.topic).into_iter().flat_map(|topic| topic.partitions.values());
+        let partitions = partitions.filter_map(|partition| {
             let mark = if partition.ls_offset >= 0 { partition.ls_offset } else { partition.hi_offset };
             let fetched = Fetched {
                 high_watermark: NextOffset::from_kafka(mark).ok()?,
                 next: NextOffset::from_kafka(partition.next_offset).ok()?,
                 queued: partition.fetchq_cnt,
+                leader_up: up.contains(&partition.leader),
             };
             Some((Partition::new(partition.partition).ok()?, fetched))
         });
-        self.fetched.send_replace(fetched.collect());
+        let known = Known { partitions: partitions.collect(), brokers_up: up.len(), brokers: all.len() };
+        self.known.send_replace(known);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
@@ -151,6 +176,17 @@ impl std::fmt::Debug for Consumer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Consumer").field("topic", &self.context().topic).finish_non_exhaustive()
     }
+}
+
+/// How Kafka is reached, for whatever client.
+pub fn client(config: &Config) -> ClientConfig {
+    let mut settings = ClientConfig::new();
+    settings.set("broker.address.family", "v4").set("client.id", "dashstream-ingest");
+    for setting in &config.kafka.settings {
+        settings.set(&setting.name, &setting.value);
+    }
+    settings.set("bootstrap.servers", &config.kafka.brokers);
+    settings
 }
 
 impl Consumer {
@@ -224,8 +260,8 @@ impl Consumer {
     }
 
     /// What the statistics say, twice a second.
-    pub fn fetched(&self) -> watch::Receiver<BTreeMap<Partition, Fetched>> {
-        self.context().fetched.subscribe()
+    pub fn known(&self) -> watch::Receiver<Known> {
+        self.context().known.subscribe()
     }
 
     /// A pipeline begins; a revocation waits until it [`Self::ended`].
@@ -273,22 +309,26 @@ impl Consumer {
     /// When no broker answers in time.
     pub fn watermarks(&self, partition: Partition) -> KafkaResult<(NextOffset, NextOffset)> {
         let (low, high) =
-            self.inner.fetch_watermarks(&self.context().topic, partition.get(), QUERY_TIMEOUT)?;
+            self.inner.fetch_watermarks(&self.context().topic, partition.get(), WATERMARK_TIMEOUT)?;
         let mark = |value| {
             NextOffset::from_kafka(value).map_err(|_| KafkaError::OffsetFetch(RDKafkaErrorCode::Unknown))
         };
         Ok((mark(low)?, mark(high)?))
     }
 
-    /// The epoch that was committed with the partition's offset, if any. Blocks.
+    /// What was committed of a partition, if anything. Blocks.
     ///
     /// # Errors
     /// When no broker answers in time.
-    pub fn committed_epoch(&self, partition: Partition) -> KafkaResult<Option<Epoch>> {
+    pub fn committed(&self, partition: Partition) -> KafkaResult<Option<Position>> {
         let committed = self.inner.committed_offsets(self.context().list([partition]), QUERY_TIMEOUT)?;
         let element = committed.find_partition(&self.context().topic, partition.get());
-        let epoch = element.and_then(|element| element.metadata().strip_prefix("epoch=")?.parse().ok());
-        Ok(epoch.map(Epoch::new))
+        Ok(element.and_then(|element| match element.offset() {
+            Offset::Offset(next) => Position::parse(partition, next, element.metadata()),
+            Offset::Beginning | Offset::End | Offset::Stored | Offset::Invalid | Offset::OffsetTail(_) => {
+                None
+            }
+        }))
     }
 
     /// The first offset whose record is at or after `timestamp_ms`; `None` when there is none. Blocks.
@@ -322,16 +362,16 @@ impl Consumer {
         }
     }
 
-    /// Commits positions with their epochs, for lag monitors and for a store that was emptied. Does not wait.
+    /// Commits positions, for lag monitors and for what the next owner must know. Does not wait.
     ///
     /// # Errors
     /// When librdkafka refuses.
-    pub fn commit(&self, positions: &[(Partition, Epoch, NextOffset)]) -> KafkaResult<()> {
+    pub fn commit(&self, positions: &[Position]) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
-        for (partition, epoch, next) in positions {
-            let mut element = list.add_partition(&self.context().topic, partition.get());
-            element.set_offset(Offset::Offset(next.to_kafka()))?;
-            element.set_metadata(format!("epoch={epoch}"));
+        for position in positions {
+            let mut element = list.add_partition(&self.context().topic, position.partition.get());
+            element.set_offset(Offset::Offset(position.next.to_kafka()))?;
+            element.set_metadata(position.metadata());
         }
         if positions.is_empty() { Ok(()) } else { self.inner.commit(&list, CommitMode::Async) }
     }

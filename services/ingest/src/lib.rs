@@ -8,6 +8,7 @@ use dashstream_proto::{
 };
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicI32, Ordering},
@@ -18,14 +19,18 @@ use tokio::{net::TcpListener, runtime::Handle, sync::oneshot, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 pub mod append;
+pub mod brake;
 pub mod config;
+pub mod dlq;
 pub mod grpc;
 pub mod kafka;
 pub mod live;
 pub mod metrics;
 pub mod owned;
 pub mod partition;
+pub mod threads;
 
+use brake::Brake;
 pub use config::Config;
 use kafka::Consumer;
 
@@ -50,11 +55,15 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
     let metrics = metrics::Metrics::register(&kit.registry)?;
     let owned = owned::Owned::default();
     let live = live::Live::new(config.live_buffer_bytes, metrics.clone());
+    metrics::Partitions::register(owned.clone(), &kit.registry)?;
     let partition_count = Arc::new(AtomicI32::new(0));
+    let owner: Arc<str> = owner(&config, listener.local_addr()?).into();
+    let brake = Brake::default();
     let service = grpc::Ingest {
         config: Arc::clone(&config),
-        owner: listener.local_addr()?.to_string().into(),
+        owner: Arc::clone(&owner),
         owned: owned.clone(),
+        brake: brake.clone(),
         live: live.clone(),
         partition_count: Arc::clone(&partition_count),
         tasks: kit.tasks.clone(),
@@ -62,22 +71,37 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
     tracing::info!(listen = %listener.local_addr()?, topic = config.kafka.topic, "ingest started");
 
     let consumer = Consumer::join(&config)?;
+    let dlq_metrics = dlq::Metrics::register(&kit.registry)?;
+    let client = kafka::client(&config);
+    let letters = dlq::DeadLetters::new(&client, &config.kafka.topic, &config.dlq, dlq_metrics)?;
     let stop = kit.tasks.stop_token();
     let group = CancellationToken::new();
     let left = serve_group(consumer.clone(), group.clone())?;
     let latch = kit.readiness.latch("kafka");
+    let guard = brake.clone().guard(kit.readiness.latch("consumption"), stop.clone());
+    kit.tasks.spawn("brake", guard);
     kit.tasks.spawn("topic", watch_topic(consumer.clone(), partition_count, latch, stop.clone()));
-    kit.tasks.spawn(
-        "heartbeats",
-        beat(owned.clone(), live.clone(), metrics.clone(), config.heartbeat, stop.clone()),
-    );
+    kit.tasks.spawn("heartbeats", beat(owned.clone(), live.clone(), config.heartbeat, stop.clone()));
+    kit.tasks.spawn("brokers", watch_brokers(consumer.clone(), metrics.clone(), stop.clone()));
     kit.tasks.spawn("commits", commit(consumer.clone(), owned.clone(), stop.clone()));
 
     let replay = ReplayServiceClient::new(kit_grpc::channel(&kit, &config.replay_targets))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let tasks = kit.tasks.clone();
-    let parts = partition::Parts { config, consumer: consumer.clone(), replay, owned, live, metrics, tasks };
+    let parts = partition::Parts {
+        config,
+        owner,
+        consumer: consumer.clone(),
+        replay,
+        owned,
+        live,
+        letters,
+        threads: threads::Threads::default(),
+        brake,
+        metrics,
+        tasks,
+    };
     let pipelines = kit.tasks.spawn("pipelines", keep_pipelines(parts, stop));
 
     let service = IngestServiceServer::new(service).max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -92,6 +116,15 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
         );
     }
     served
+}
+
+/// What this replica is called.
+fn owner(config: &Config, listen: SocketAddr) -> String {
+    let given = config.name.as_ref().or(config.kafka.group_instance_id.as_ref());
+    given.cloned().unwrap_or_else(|| {
+        let host = nix::unistd::gethostname().ok().and_then(|host| host.into_string().ok());
+        format!("{}:{}", host.as_deref().unwrap_or("ingest"), listen.port())
+    })
 }
 
 /// Serves the group until `stop`, then leaves it; the answer comes when that is done. On a thread of its own: a
@@ -183,23 +216,23 @@ async fn watch_topic(consumer: Consumer, count: Arc<AtomicI32>, latch: Latch, st
     }
 }
 
-async fn beat(
-    owned: owned::Owned,
-    live: live::Live,
-    metrics: metrics::Metrics,
-    interval: Duration,
-    stop: CancellationToken,
-) {
+async fn beat(owned: owned::Owned, live: live::Live, interval: Duration, stop: CancellationToken) {
     let (mut beats, mut samples) = (tokio::time::interval(interval), tokio::time::interval(SAMPLE_INTERVAL));
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = samples.tick() => {
-                owned.sample();
-                metrics.partitions_owned.set(owned.count() as i64);
-            }
+            _ = samples.tick() => owned.sample(),
             _ = beats.tick() => owned.heartbeats().into_iter().for_each(|heartbeat| live.heartbeat(heartbeat)),
         }
+    }
+}
+
+async fn watch_brokers(consumer: Consumer, metrics: metrics::Metrics, stop: CancellationToken) {
+    let mut known = consumer.known();
+    while let Some(Ok(())) = stop.run_until_cancelled(known.changed()).await {
+        let known = known.borrow_and_update();
+        metrics.brokers_up.set(known.brokers_up as i64);
+        metrics.brokers.set(known.brokers as i64);
     }
 }
 

@@ -1,24 +1,55 @@
-//! What this replica knows of the partitions that it owns, for reports, heartbeats and commits.
+//! What this replica knows of the partitions that it owns, for reports, heartbeats and commits; and what operators
+//! want of them.
+use crate::kafka::Position;
 use dashstream_core::{
     catch_up::{CatchUp, Input, Phase},
-    position::{Epoch, Link, NextOffset, Partition},
+    dead_letter::Age,
+    position::{Epoch, Link, NextOffset, Offset, Partition},
+    rates::{Rates, Sample},
 };
-use dashstream_proto::{
-    ingest::v1::{CatchUpPhase, Heartbeat, PartitionCatchUp},
-    log::v1::Cursor,
-};
+use dashstream_proto::ingest::v1::{Heartbeat, PartitionCatchUp, Resolution};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::SystemTime,
 };
+use tokio::sync::watch;
 
-/// Seconds over which rates are taken.
-const RATE_WINDOW: usize = 5;
+mod report;
 
 /// Shared by the pipelines, which write their own partition, and by those who report.
 #[derive(Clone, Debug, Default)]
 pub struct Owned(Arc<Mutex<BTreeMap<Partition, State>>>);
+
+/// What an operator wants of a partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Stop reading, and why.
+    pub paused: Option<String>,
+    /// What to do with the record that blocks.
+    pub resolution: Option<(Offset, Resolution)>,
+}
+
+/// Why an operator's wish can't be met.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unmet {
+    #[error("partition {0} is not owned by this replica: ask its owner")]
+    NotOwned(Partition),
+    #[error("partition {0} is not blocked")]
+    NotBlocked(Partition),
+    #[error("partition {partition} is blocked at offset {at}, not at {asked}")]
+    BlockedElsewhere { partition: Partition, at: Offset, asked: Offset },
+}
+
+/// Bad records since the assignment, by where they stand to the head.
+#[derive(Clone, Copy, Debug, Default)]
+struct BadRecords {
+    old: u64,
+    new: u64,
+    unclassified: u64,
+    /// The last one that was counted: a record that is read again is not counted again.
+    last: Link,
+}
 
 #[derive(Debug)]
 struct State {
@@ -26,10 +57,9 @@ struct State {
     durable: Link,
     records: u64,
     last_record_ms: Option<i64>,
-    undecodable_old: u64,
-    undecodable_new: u64,
-    /// Of each of the last seconds: records and high watermark.
-    seconds: VecDeque<(u64, Option<NextOffset>)>,
+    bad: BadRecords,
+    rates: Rates,
+    wish: watch::Sender<Wish>,
 }
 
 /// Milliseconds since 1970.
@@ -43,18 +73,20 @@ impl Owned {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A partition was assigned.
-    pub fn insert(&self, partition: Partition) {
+    /// A partition was assigned. Returns what operators want of it, now and later.
+    pub fn insert(&self, partition: Partition) -> watch::Receiver<Wish> {
+        let (wish, wishes) = watch::channel(Wish::default());
         let state = State {
             catch_up: CatchUp::assigned(now_ms()),
             durable: None,
             records: 0,
             last_record_ms: None,
-            undecodable_old: 0,
-            undecodable_new: 0,
-            seconds: VecDeque::new(),
+            bad: BadRecords::default(),
+            rates: Rates::default(),
+            wish,
         };
         self.states().insert(partition, state);
+        wishes
     }
 
     /// A partition was revoked: nothing is known of it any more.
@@ -66,14 +98,19 @@ impl Owned {
         self.states().len()
     }
 
-    /// The pipeline learned something.
-    pub fn on(&self, partition: Partition, input: Input) {
-        if let Some(state) = self.states().get_mut(&partition) {
-            if let Input::Opened { held, .. } = &input {
-                state.durable = *held;
-            }
-            state.catch_up.on(input, now_ms());
+    /// The pipeline learned something. Returns how many bad records it proved to be old.
+    pub fn on(&self, partition: Partition, input: Input) -> u64 {
+        let mut states = self.states();
+        let Some(state) = states.get_mut(&partition) else { return 0 };
+        let epoch = state.catch_up.epoch();
+        if let Input::Opened { held, .. } = &input {
+            state.durable = *held;
         }
+        state.catch_up.on(input, now_ms());
+        if state.catch_up.epoch() != epoch && epoch.is_some() {
+            state.bad.last = None;
+        }
+        state.classify()
     }
 
     /// A batch became durable.
@@ -86,155 +123,138 @@ impl Owned {
         }
     }
 
-    /// A record does not decode: old when it is below the head, new when it is not or the head is unknown.
-    pub fn undecodable(&self, partition: Partition, next: NextOffset) {
-        if let Some(state) = self.states().get_mut(&partition) {
-            match state.catch_up.head() {
-                Some(head) if next <= head => state.undecodable_old += 1,
-                Some(_) | None => state.undecodable_new += 1,
-            }
+    /// A bad record was judged. Says where it stands to the head, and whether it was judged for the first time.
+    pub fn bad(&self, partition: Partition, at: Offset) -> (Age, bool) {
+        let mut states = self.states();
+        let Some(state) = states.get_mut(&partition) else { return (Age::Unclassified, false) };
+        let (age, count) = match state.catch_up.is_old(at) {
+            Some(true) => (Age::Old, &mut state.bad.old),
+            Some(false) => (Age::New, &mut state.bad.new),
+            None => (Age::Unclassified, &mut state.bad.unclassified),
+        };
+        let first = state.bad.last < Some(at);
+        if first {
+            *count += 1;
+            state.bad.last = Some(at);
         }
+        (age, first)
     }
 
     /// Takes the samples of a second.
     pub fn sample(&self) {
         for state in self.states().values_mut() {
-            state.seconds.push_back((state.records, state.catch_up.high_watermark()));
-            if state.seconds.len() > RATE_WINDOW + 1 {
-                state.seconds.pop_front();
-            }
+            state.rates.push(Sample {
+                records: state.records,
+                next: state.catch_up.next(),
+                high_watermark: state.catch_up.high_watermark(),
+            });
         }
     }
 
-    /// What to commit: the epoch and the next offset of each partition that has both.
-    pub fn positions(&self) -> Vec<(Partition, Epoch, NextOffset)> {
+    /// What to commit of each partition of which the epoch and the next offset are known.
+    pub fn positions(&self) -> Vec<Position> {
         let states = self.states();
-        let position = |(partition, state): (&Partition, &State)| {
-            Some((*partition, state.catch_up.epoch()?, state.catch_up.next()?))
-        };
-        states.iter().filter_map(position).collect()
+        states.iter().filter_map(|(partition, state)| state.position(*partition)).collect()
+    }
+
+    pub fn position(&self, partition: Partition) -> Option<Position> {
+        self.states().get(&partition)?.position(partition)
     }
 
     pub fn heartbeats(&self) -> Vec<Heartbeat> {
         let states = self.states();
-        states.iter().filter_map(|(partition, state)| heartbeat(*partition, state)).collect()
+        states.iter().filter_map(|(partition, state)| report::heartbeat(*partition, state)).collect()
     }
 
     pub fn heartbeat(&self, partition: Partition) -> Option<Heartbeat> {
-        heartbeat(partition, self.states().get(&partition)?)
+        report::heartbeat(partition, self.states().get(&partition)?)
     }
 
     pub fn report(&self) -> Vec<PartitionCatchUp> {
-        self.states().iter().map(|(partition, state)| report(*partition, state)).collect()
+        self.states().iter().map(|(partition, state)| report::report(*partition, state)).collect()
+    }
+
+    /// How far one partition is; `None` when it is not ours.
+    pub fn report_of(&self, partition: Partition) -> Option<PartitionCatchUp> {
+        Some(report::report(partition, self.states().get(&partition)?))
+    }
+
+    /// Whether it is at or past its head.
+    pub fn is_live(&self, partition: Partition) -> bool {
+        self.states().get(&partition).is_some_and(|state| state.catch_up.phase() == Phase::Live)
+    }
+
+    /// An operator stops a partition (`Some`), or lets it go on.
+    ///
+    /// # Errors
+    /// [`Unmet::NotOwned`].
+    pub fn pause(&self, partition: Partition, why: Option<String>) -> Result<(), Unmet> {
+        let states = self.states();
+        let state = states.get(&partition).ok_or(Unmet::NotOwned(partition))?;
+        state.wish.send_modify(|wish| wish.paused = why);
+        Ok(())
+    }
+
+    /// An operator decides on the record that blocks a partition.
+    ///
+    /// # Errors
+    /// [`Unmet`] when another record blocks it, or none.
+    pub fn resolve(&self, partition: Partition, offset: Offset, resolution: Resolution) -> Result<(), Unmet> {
+        let states = self.states();
+        let state = states.get(&partition).ok_or(Unmet::NotOwned(partition))?;
+        match state.catch_up.phase() {
+            Phase::Blocked { offset: at, .. } if at == offset => {
+                state.wish.send_modify(|wish| wish.resolution = Some((offset, resolution)));
+                Ok(())
+            }
+            Phase::Blocked { offset: at, .. } => {
+                Err(Unmet::BlockedElsewhere { partition, at, asked: offset })
+            }
+            Phase::Unassigned
+            | Phase::Starting
+            | Phase::CatchingUp { .. }
+            | Phase::Live
+            | Phase::Paused { .. }
+            | Phase::Healing { .. }
+            | Phase::Stalled { .. } => Err(Unmet::NotBlocked(partition)),
+        }
+    }
+
+    /// The pipeline acts on the operator's decision.
+    pub fn resolved(&self, partition: Partition) {
+        if let Some(state) = self.states().get_mut(&partition) {
+            state.wish.send_modify(|wish| wish.resolution = None);
+            state.catch_up.on(Input::Resolved, now_ms());
+        }
     }
 }
 
-/// None while it is not known what is durable.
-fn heartbeat(partition: Partition, state: &State) -> Option<Heartbeat> {
-    let durable = Cursor {
-        epoch: state.catch_up.epoch()?.get(),
-        partition: partition.get(),
-        offset: state.durable.map(|offset| offset.get()),
-    };
-    Some(Heartbeat {
-        durable: Some(durable),
-        high_watermark: state.catch_up.high_watermark().map(NextOffset::get),
-        phase: phase(state.catch_up.phase()).0.into(),
-        head: state.catch_up.head().map(NextOffset::get),
-    })
-}
-
-fn phase(phase: &Phase) -> (CatchUpPhase, String) {
-    match phase {
-        Phase::Starting => (CatchUpPhase::Starting, String::new()),
-        Phase::CatchingUp => (CatchUpPhase::CatchingUp, String::new()),
-        Phase::Live => (CatchUpPhase::Live, String::new()),
-        Phase::Healing { why } => (CatchUpPhase::Healing, why.clone()),
-        Phase::Stalled { why } => (CatchUpPhase::Stalled, why.clone()),
+impl State {
+    fn position(&self, partition: Partition) -> Option<Position> {
+        let (epoch, next) = (self.catch_up.epoch()?, self.catch_up.next()?);
+        Some(Position {
+            partition,
+            epoch,
+            next,
+            last: self.durable,
+            paused: self.wish.borrow().paused.clone(),
+        })
     }
-}
 
-fn report(partition: Partition, state: &State) -> PartitionCatchUp {
-    let catch_up = &state.catch_up;
-    let (phase, reason) = phase(catch_up.phase());
-    let (consumed, produced) = rates(&state.seconds);
-    let lag = catch_up.lag();
-    let closing = consumed - produced.unwrap_or(0.0);
-    let behind = matches!(catch_up.phase(), Phase::CatchingUp);
-    let seconds_to_live = match lag {
-        Some(lag) if behind && closing > 0.0 => Some(lag as f64 / closing),
-        Some(_) | None => None,
-    };
-    PartitionCatchUp {
-        partition: partition.get(),
-        epoch: catch_up.epoch().map(Epoch::get),
-        phase: phase.into(),
-        phase_since_ms: catch_up.since_ms(),
-        head: catch_up.head().map(NextOffset::get),
-        next_offset: catch_up.next().map(NextOffset::get),
-        high_watermark: catch_up.high_watermark().map(NextOffset::get),
-        lag,
-        records_per_second: consumed,
-        last_record_ms: state.last_record_ms,
-        decode_errors_old: state.undecodable_old,
-        decode_errors_new: state.undecodable_new,
-        reason,
-        blocked_offset: None,
-        produced_per_second: produced,
-        seconds_to_live,
-        decode_errors_unclassified: 0,
-        healing_from: None,
-        never_live: false,
+    /// What was read before the head became known is below it.
+    fn classify(&mut self) -> u64 {
+        if self.catch_up.head().is_none() {
+            return 0;
+        }
+        let old = std::mem::take(&mut self.bad.unclassified);
+        self.bad.old += old;
+        old
     }
-}
 
-/// Records stored and offsets gained in Kafka, each second, over the samples.
-fn rates(seconds: &VecDeque<(u64, Option<NextOffset>)>) -> (f64, Option<f64>) {
-    let (Some((first, first_mark)), Some((last, last_mark))) = (seconds.front(), seconds.back()) else {
-        return (0.0, None);
-    };
-    let span = (seconds.len() - 1) as f64;
-    if span == 0.0 {
-        return (0.0, None);
+    fn epoch(&self) -> Option<Epoch> {
+        self.catch_up.epoch()
     }
-    let produced = match (first_mark, last_mark) {
-        (Some(first), Some(last)) => Some(last.get().saturating_sub(first.get()) as f64 / span),
-        _ => None,
-    };
-    (last.saturating_sub(*first) as f64 / span, produced)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use dashstream_core::position::Offset;
-
-    fn mark(value: i64) -> NextOffset {
-        NextOffset::from_kafka(value).unwrap()
-    }
-
-    #[test]
-    fn a_report_says_unknown_until_it_knows() {
-        let (owned, partition) = (Owned::default(), Partition::new(3).unwrap());
-        owned.insert(partition);
-        let report = &owned.report()[0];
-        assert_eq!((report.epoch, report.head, report.lag, report.next_offset), (None, None, None, None));
-        assert!(owned.heartbeat(partition).is_none() && owned.positions().is_empty());
-
-        owned.on(partition, Input::Opened { epoch: Epoch::new(9), held: Offset::new(4).ok() });
-        owned.on(partition, Input::HighWatermark(mark(25)));
-        owned.sample();
-        owned.stored(partition, Offset::new(14).ok(), 10, Some(77));
-        owned.sample();
-        let report = &owned.report()[0];
-        assert_eq!(
-            (report.lag, report.records_per_second, report.seconds_to_live),
-            (Some(10), 10.0, Some(1.0))
-        );
-        assert_eq!(owned.positions(), [(partition, Epoch::new(9), mark(15))]);
-        assert_eq!(owned.heartbeat(partition).unwrap().durable.unwrap().offset, Some(14));
-
-        owned.remove(partition);
-        assert!(owned.report().is_empty());
-    }
-}
+mod tests;
