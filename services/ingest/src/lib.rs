@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 pub mod append;
 pub mod config;
+pub mod dlq;
 pub mod grpc;
 pub mod kafka;
 pub mod live;
