@@ -32,7 +32,8 @@ fn read(mut client: ClientConfig, topic: &str) -> Vec<(String, DeadLetter)> {
     while ended < partitions {
         match consumer.poll(POLL) {
             Some(Ok(record)) => {
-                let key = String::from_utf8(record.key().unwrap_or_default().to_vec()).expect("a key is text");
+                let key =
+                    String::from_utf8(record.key().unwrap_or_default().to_vec()).expect("a key is text");
                 let letter = DeadLetter::from_json(record.payload().unwrap_or_default());
                 letters.push((key, letter.expect("a letter")));
             }

@@ -2,8 +2,8 @@
 use crate::{Service, eventually};
 use dashstream_kit::grpc::channel_to;
 use dashstream_proto::ingest::v1::{
-    CatchUpPhase, GetCatchUpRequest, GetCatchUpResponse, PartitionCatchUp, PausePartitionRequest,
-    Resolution, ResolveBlockedRequest, ResumePartitionRequest, ingest_service_client::IngestServiceClient,
+    CatchUpPhase, GetCatchUpRequest, GetCatchUpResponse, PartitionCatchUp, PausePartitionRequest, Resolution,
+    ResolveBlockedRequest, ResumePartitionRequest, ingest_service_client::IngestServiceClient,
 };
 use std::time::Duration;
 use tonic::{Status, transport::Channel};

@@ -35,7 +35,7 @@ pub struct Config {
     /// Topic of the dead letters: the topic that is read with `-dlq` behind it, unless given. It must exist;
     /// while it does not, partitions stop at the first record that must go there. With `cleanup.policy=compact`
     /// repeats of a letter vanish.
-    #[arg(long = "dlq-topic", env = "KAFKA_DLQ_TOPIC")]
+    #[arg(id = "dlq_topic", long = "dlq-topic", env = "KAFKA_DLQ_TOPIC")]
     pub topic: Option<String>,
 
     /// How much of a record's value is in its dead letter, bytes from the beginning. The rest stays in the
@@ -198,8 +198,8 @@ pub struct DeadLetters(Arc<Inner>);
 impl std::fmt::Debug for DeadLetters {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let waiting = lock(&self.0.waiting).1.len();
-        let letters = f.debug_struct("DeadLetters").field("topic", &self.0.topic).field("waiting", &waiting);
-        letters.finish_non_exhaustive()
+        let mut letters = f.debug_struct("DeadLetters");
+        letters.field("topic", &self.0.topic).field("waiting", &waiting).finish_non_exhaustive()
     }
 }
 
