@@ -1,5 +1,6 @@
 //! What users are promised, tried on the real thing. One binary, so that all share one Kafka.
 
+mod bad_records;
 mod delivery;
 mod harness;
 mod kept;

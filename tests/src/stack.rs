@@ -88,6 +88,20 @@ impl Stack {
         stack
     }
 
+    /// Another ingest of the same group, at the address of one that was stopped. Does not wait.
+    pub fn ingest_in_place_of(&self, stopped: &Service, settings: &[(&str, &str)]) -> Service {
+        let (brokers, address) = (self.kafka.brokers(), stopped.address());
+        let replay = targets(&self.replay, &self.to_replay);
+        let wires = [
+            ("INGEST_LISTEN", &*address),
+            ("KAFKA_BROKERS", &brokers),
+            ("KAFKA_TOPIC", &self.topic),
+            ("KAFKA_GROUP_ID", &self.topic),
+            ("REPLAY_TARGETS", &replay),
+        ];
+        Service::start(Kind::Ingest, &[settings, &wires].concat())
+    }
+
     /// Every service: those that are asked before those that ask them.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.replay.iter().chain(&self.ingest).chain(&self.gateway)
