@@ -1,6 +1,7 @@
 //! What users are promised, tried on the real thing. One binary, so that all share one Kafka.
 
 mod bad_records;
+mod catching_up;
 mod delivery;
 mod harness;
 mod kept;

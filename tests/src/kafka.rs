@@ -17,7 +17,7 @@ use rdkafka::{
 };
 
 use crate::{
-    eventually,
+    Proxy, eventually,
     folder::Folder,
     net::free_port,
     warden::{Child, Inherit, Spec, Stop},
@@ -33,6 +33,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Kafka {
     child: Mutex<Option<Child>>,
     port: u16,
+    /// Leads to a listener of its own, whose clients come this way only.
+    proxy: Proxy,
     admin: Arc<AdminClient<DefaultClientContext>>,
     folder: Folder,
 }
@@ -75,6 +77,16 @@ impl Kafka {
     /// The bootstrap address.
     pub fn brokers(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The bootstrap address of clients whose every connection goes through [`Kafka::proxy`].
+    pub fn proxied_brokers(&self) -> String {
+        self.proxy.address()
+    }
+
+    /// What breaks the connections of those clients on command.
+    pub fn proxy(&self) -> &Proxy {
+        &self.proxy
     }
 
     /// A client configuration that names this broker and reconnects quickly.
@@ -168,11 +180,13 @@ impl Kafka {
     /// A folder with an empty log and the settings of a broker that is not running yet.
     async fn formatted() -> Self {
         let folder = Folder::new("kafka");
-        let (port, controller_port) = (free_port(), free_port());
-        let settings = settings(port, controller_port, &folder.join("data"));
+        let (port, proxied_port, controller_port) = (free_port(), free_port(), free_port());
+        let proxy = Proxy::to_kafka(&format!("127.0.0.1:{proxied_port}"));
+        let ports = Ports { port, proxied_port, controller_port };
+        let settings = settings(&ports, &proxy.address(), &folder.join("data"));
         fs::write(folder.join("server.properties"), settings).expect("write the broker's settings");
         let admin = client_config(&format!("127.0.0.1:{port}")).create().expect("make an admin client");
-        let kafka = Self { child: Mutex::new(None), port, admin: Arc::new(admin), folder };
+        let kafka = Self { child: Mutex::new(None), port, proxy, admin: Arc::new(admin), folder };
 
         // Any 16 bytes in base64 name a cluster.
         let args =
@@ -286,15 +300,25 @@ fn all_led(metadata: &Metadata, partitions: i32) -> Result<(), String> {
     if i32::try_from(led) == Ok(partitions) { Ok(()) } else { Err(format!("{led} of {partitions} have one")) }
 }
 
+/// Where a broker listens.
+struct Ports {
+    port: u16,
+    proxied_port: u16,
+    controller_port: u16,
+}
+
 /// Everything in one process and nothing replicated; short delays, so that what takes minutes in
 /// production (retention, compaction, expiry of sessions) can be watched in a test.
-fn settings(port: u16, controller_port: u16, data: &Path) -> String {
+fn settings(ports: &Ports, proxy: &str, data: &Path) -> String {
+    let Ports { port, proxied_port, controller_port } = ports;
     format!(
         "\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxied_port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://{proxy}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs={data}
 auto.create.topics.enable=false

@@ -34,6 +34,8 @@ enum Order {
     Refuse(bool),
     Stall(bool),
     Slow(Duration),
+    /// Requests of this kind, of the Kafka protocol, are swallowed.
+    Swallow(Option<i16>),
 }
 
 /// Told when an order has been carried out.
@@ -45,17 +47,29 @@ impl Proxy {
     /// # Panics
     /// If no thread or socket can be had.
     pub fn to(target: &str) -> Self {
+        Self::start(target, Speaks::Anything)
+    }
+
+    fn start(target: &str, speaks: Speaks) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let (orders, inbox) = mpsc::unbounded_channel();
         let (bound, is_bound) = std::sync::mpsc::channel();
         let target: Arc<str> = target.into();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("make a runtime").block_on(serve(address, target, inbox, bound));
+            runtime.expect("make a runtime").block_on(serve(address, target, speaks, inbox, bound));
         };
         let thread = thread::Builder::new().name("proxy".to_owned()).spawn(run).expect("start a thread");
         is_bound.recv().expect("the proxy has bound its port");
         Self { address, orders: Some(orders), thread: Some(thread) }
+    }
+
+    /// As [`Proxy::to`], to a Kafka broker: then [`Proxy::swallow`] knows one request from another.
+    ///
+    /// # Panics
+    /// As [`Proxy::to`].
+    pub fn to_kafka(target: &str) -> Self {
+        Self::start(target, Speaks::Kafka)
     }
 
     /// What clients connect to, as host and port.
@@ -84,6 +98,12 @@ impl Proxy {
         self.order(Order::Slow(delay));
     }
 
+    /// Lets no request with this key of the Kafka protocol through: it is never answered. `None` lets all through
+    /// again.
+    pub fn swallow(&self, api_key: Option<i16>) {
+        self.order(Order::Swallow(api_key));
+    }
+
     fn order(&self, order: Order) {
         let (done, is_done) = std::sync::mpsc::channel();
         let orders = self.orders.as_ref().expect("only drop takes it");
@@ -100,9 +120,17 @@ impl Drop for Proxy {
     }
 }
 
+/// What goes through a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Speaks {
+    Anything,
+    Kafka,
+}
+
 async fn serve(
     address: SocketAddr,
     target: Arc<str>,
+    speaks: Speaks,
     mut inbox: mpsc::UnboundedReceiver<(Order, Done)>,
     bound: Done,
 ) {
@@ -110,6 +138,7 @@ async fn serve(
     bound.send(()).ok();
     let stalled = watch::Sender::new(false);
     let delay = watch::Sender::new(Duration::ZERO);
+    let swallowed = watch::Sender::new(None);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -121,6 +150,7 @@ async fn serve(
                     Order::Refuse(false) => listener = listener.or_else(|| Some(listen(address))),
                     Order::Stall(stall) => drop(stalled.send_replace(stall)),
                     Order::Slow(by) => drop(delay.send_replace(by)),
+                    Order::Swallow(api_key) => drop(swallowed.send_replace(api_key)),
                 }
                 done.send(()).ok(); // whoever gave the order may have panicked since
             }
@@ -128,7 +158,8 @@ async fn serve(
                 // A client that has gone again is no affair of ours.
                 let Ok(client) = client else { continue };
                 let pace = Pace { stalled: stalled.subscribe(), delay: delay.subscribe() };
-                connections.spawn(forward(client, target.clone(), pace));
+                let swallowed = (speaks == Speaks::Kafka).then(|| swallowed.subscribe());
+                connections.spawn(forward(client, target.clone(), pace, swallowed));
             }
             // Connections end for reasons of their own; here they are only swept up.
             Some(_) = connections.join_next() => {}
@@ -161,17 +192,48 @@ struct Pace {
 }
 
 /// Both directions, until both have ended or one has failed.
-async fn forward(client: TcpStream, target: Arc<str>, pace: Pace) -> io::Result<()> {
+async fn forward(
+    client: TcpStream,
+    target: Arc<str>,
+    pace: Pace,
+    swallowed: Option<watch::Receiver<Option<i16>>>,
+) -> io::Result<()> {
     let server = TcpStream::connect(&*target).await?;
     for stream in [&client, &server] {
         stream.set_nodelay(true)?;
         stream.set_zero_linger()?; // a connection that is cut is reset, not closed in good order
     }
     let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-    let there = pin!(copy(from_client, to_server, pace.clone()));
-    let back = pin!(copy(from_server, to_client, pace));
-    tokio::try_join!(there, back)?;
+    let back = pin!(copy(from_server, to_client, pace.clone()));
+    match swallowed {
+        None => {
+            let there = pin!(copy(from_client, to_server, pace));
+            tokio::try_join!(there, back)?;
+        }
+        Some(swallowed) => {
+            let there = pin!(requests(from_client, to_server, swallowed));
+            tokio::try_join!(there, back)?;
+        }
+    }
     Ok(())
+}
+
+/// Requests of the Kafka protocol: a length of four bytes, then as many, of which the first two are the key.
+async fn requests(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    swallowed: watch::Receiver<Option<i16>>,
+) -> io::Result<()> {
+    loop {
+        let length = from.read_i32().await?;
+        let mut request = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        from.read_exact(&mut request).await?;
+        let key = request.first_chunk().map(|key| i16::from_be_bytes(*key));
+        if key != *swallowed.borrow() || key.is_none() {
+            to.write_i32(length).await?;
+            to.write_all(&request).await?;
+        }
+    }
 }
 
 async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut pace: Pace) -> io::Result<()> {

@@ -73,7 +73,14 @@ impl Stack {
     /// # Panics
     /// If anything does not start, or is not ready within 30 s.
     pub async fn start(shape: Shape) -> Self {
-        let kafka = Kafka::shared().await;
+        Self::start_on(Kafka::shared().await, shape).await
+    }
+
+    /// As [`Stack::start`], on a broker of the test's own.
+    ///
+    /// # Panics
+    /// As [`Stack::start`].
+    pub async fn start_on(kafka: Arc<Kafka>, shape: Shape) -> Self {
         let topic = fresh_topic();
         kafka.create_topic(&topic, shape.partitions, &shape.topic).await;
         if shape.dead_letters {
