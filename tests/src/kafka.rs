@@ -9,9 +9,10 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, Message, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
+    consumer::{BaseConsumer, Consumer},
     error::{KafkaError, RDKafkaErrorCode},
     metadata::Metadata,
 };
@@ -133,6 +134,50 @@ impl Kafka {
             blocking(move || admin.inner().fetch_watermarks(&topic, partition, REQUEST_TIMEOUT)).await
         };
         eventually(&format!("watermarks of {topic}/{partition}"), ADMIN_TIMEOUT, ask).await
+    }
+
+    /// Lets go of the records of a partition before an offset, as retention would.
+    ///
+    /// # Panics
+    /// If the broker refuses or takes more than 30 s.
+    pub async fn delete_records_before(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a position");
+        let done = self.admin.delete_records(&list, &admin_options()).await;
+        done.expect("the broker lets go of records");
+        let gone = async || match self.watermarks(topic, partition).await {
+            (low, _) if low == offset => Ok(()),
+            (low, _) => Err(format!("it begins at {low}")),
+        };
+        eventually(&format!("{topic}/{partition} begins at {offset}"), ADMIN_TIMEOUT, gone).await;
+    }
+
+    /// The offsets of a partition's records that a reader gets now.
+    ///
+    /// # Panics
+    /// If they can't be read.
+    pub async fn offsets(&self, topic: &str, partition: i32) -> Vec<u64> {
+        let (mut settings, topic) = (self.client_config(), topic.to_owned());
+        settings
+            .set("group.id", "offsets")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true");
+        let read = move || {
+            let consumer: BaseConsumer = settings.create().expect("make a consumer");
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&topic, partition, Offset::Beginning).expect("a position");
+            consumer.assign(&list).expect("assign");
+            let mut offsets = Vec::new();
+            loop {
+                match consumer.poll(REQUEST_TIMEOUT) {
+                    Some(Ok(record)) => offsets.push(record.offset() as u64),
+                    Some(Err(KafkaError::PartitionEOF(_))) => return offsets,
+                    Some(Err(error)) => panic!("read offsets: {error}"),
+                    None => {}
+                }
+            }
+        };
+        tokio::task::spawn_blocking(read).await.expect("reading does not panic")
     }
 
     /// Ends the broker. Its data and its address are kept for [`Kafka::start_again`].

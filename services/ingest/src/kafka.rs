@@ -198,6 +198,8 @@ impl Consumer {
         let mut settings = ClientConfig::new();
         settings
             .set("fetch.wait.max.ms", "100")
+            // How soon a topic that is made anew, or given more partitions, is noticed.
+            .set("topic.metadata.refresh.interval.ms", "10000")
             .set("queued.min.messages", "20000")
             .set("queued.max.messages.kbytes", "16384")
             .set("broker.address.family", "v4");
