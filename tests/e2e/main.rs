@@ -7,6 +7,7 @@ mod kills;
 mod legacy;
 mod legacy_served;
 mod local;
+mod openings;
 mod operations;
 mod pages;
 mod redis_fleet;
