@@ -10,6 +10,7 @@ mod kills;
 mod legacy;
 mod legacy_served;
 mod local;
+mod openings;
 mod operations;
 mod ownership;
 mod pages;

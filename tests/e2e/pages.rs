@@ -62,8 +62,7 @@ async fn filled(redis: &Redis) -> (RedisStore, Stream) {
     let store =
         RedisStore::new(Connections::new(&settings(&redis.url())).expect("settings"), retention, None);
     let stream = Stream::new("runs").expect("a name");
-    let open = Open { partition: partition(), known_epoch: None, high_watermark: None, mint: Epoch::new(7) };
-    let epoch = store.open(&stream, open).await.expect("redis").epoch;
+    let epoch = store.open(&stream, Open::new(partition(), Epoch::new(7))).await.expect("redis").epoch;
     let (mut rng, mut link) = (StdRng::seed_from_u64(3), None);
     for at in 0..BATCHES {
         let outcome = store.append(&stream, &[large(epoch, at, link, &mut rng)]).await.expect("redis");

@@ -29,6 +29,10 @@ use std::{panic::AssertUnwindSafe, time::Duration};
 const MANY: Bounds = Bounds::of_records(1_000);
 const RETENTION: Retention = Retention { age: Duration::from_secs(600), records_max: 60, bytes_max: 6_000 };
 
+fn partition() -> Partition {
+    Partition::new(3).expect("in range")
+}
+
 fn offset(value: u64) -> Offset {
     Offset::new(value).expect("in range")
 }
@@ -53,7 +57,7 @@ const THREADS: [&str; 4] = ["plain", "with:colons", "b64_looks", "gr\u{f6}\u{df}
 
 /// A batch of `count` records that follow `link` in steps of `step`.
 fn batch(epoch: Epoch, link: Link, count: u64, step: u64) -> Batch {
-    let partition = Partition::new(3).expect("in range");
+    let partition = partition();
     let mut packer = Packer::new(epoch, partition, link);
     for _ in 0..count {
         let at = packer.link().map_or(0, |at| at.get() + step);
@@ -77,12 +81,7 @@ fn batch(epoch: Epoch, link: Link, count: u64, step: u64) -> Batch {
 
 fn open(known_epoch: Option<Epoch>, high_watermark: Option<u64>, mint: u64) -> Open {
     let high_watermark = high_watermark.map(|mark| NextOffset::after(mark.checked_sub(1).map(offset)));
-    Open {
-        partition: Partition::new(3).expect("in range"),
-        known_epoch,
-        high_watermark,
-        mint: Epoch::new(mint),
-    }
+    Open { known_epoch, high_watermark, ..Open::new(partition(), Epoch::new(mint)) }
 }
 
 /// What both answer, or a panic that says where they differ.
@@ -111,13 +110,40 @@ impl Both {
     async fn append(&self, batches: &[Batch]) -> Vec<Appended> {
         let memory = self.memory.append(&self.stream, batches).await.expect("memory");
         let redis = self.redis.append(&self.stream, batches).await.expect("redis");
-        assert_eq!(memory, redis);
+        // Each has stored it by its own clock.
+        let timeless = |appended: Appended| match appended {
+            Appended::Stored { last, stored_ms: 1.. } => Appended::Stored { last, stored_ms: 1 },
+            other => other,
+        };
+        let redis: Vec<_> = redis.into_iter().map(timeless).collect();
+        assert_eq!(memory.into_iter().map(timeless).collect::<Vec<_>>(), redis);
         redis
+    }
+
+    /// Lets all that is kept expire.
+    async fn expire(&self, epoch: Epoch, held: Link) {
+        let moment = Some(Retention { age: Duration::from_millis(1), ..RETENTION });
+        self.set_retention(moment).await;
+        // The age holds from the next append to each key: this batch concerns every thread.
+        let last_words = batch(epoch, held, 12, 1);
+        self.redis.append(&self.stream, &[last_words]).await.expect("redis");
+        dashstream_tests::eventually("everything expires", Duration::from_secs(5), async || {
+            let memory = self.memory.describe_partition(&self.stream, partition()).await.expect("memory");
+            let redis = self.redis.describe_partition(&self.stream, partition()).await.expect("redis");
+            if (memory, redis) == (None, None) { Ok(()) } else { Err("something is left") }
+        })
+        .await;
+        self.set_retention(None).await;
+    }
+
+    async fn set_retention(&self, retention: Option<Retention>) {
+        self.memory.set_retention(&self.stream, retention).await.expect("memory");
+        self.redis.set_retention(&self.stream, retention).await.expect("redis");
     }
 
     /// Threads: the list, each one's summary and records, from several places.
     async fn compare_threads(&self, epoch: Epoch, held: Link, rng: &mut StdRng) {
-        let partition = Partition::new(3).expect("in range");
+        let partition = partition();
         let memory = self.memory.list_threads(&self.stream, partition, None, 10).await.expect("memory");
         let redis = self.redis.list_threads(&self.stream, partition, None, 10).await.expect("redis");
         // The clocks of both differ by moments, so that what was active together may be listed otherwise.
@@ -156,12 +182,23 @@ impl Both {
 
     async fn read(&self, from: From, bytes: u64) -> Page {
         let bounds = Bounds::of_bytes(bytes);
-        let partition = Partition::new(3).expect("in range");
+        let partition = partition();
         let memory = self.memory.read(&self.stream, partition, from, bounds).await.expect("memory");
         let redis = self.redis.read(&self.stream, partition, from, bounds).await.expect("redis");
+        let (memory, redis) = (timeless(memory), timeless(redis));
         assert_eq!(memory, redis, "{from:?}, {bytes} bytes");
         redis
     }
+}
+
+/// A page without the times of its batches, of which each store has its own.
+fn timeless(mut page: Page) -> Page {
+    if let Page::Batches { batches, .. } = &mut page {
+        for batch in batches {
+            batch.stored_ms.take().expect("each batch says when it was stored");
+        }
+    }
+    page
 }
 
 /// Which operation, and what it draws its details from.
@@ -202,6 +239,8 @@ impl Run {
             8 => self.both.compare_threads(epoch, held, &mut self.rng).await,
             9 => self.delete_a_thread().await,
             10 => self.change_retention().await,
+            11 => self.open_with_a_doubt().await,
+            12 => self.expire_and_open().await,
             _ => {
                 let from = somewhere(&mut self.rng, epoch, held);
                 self.both.read(from, self.rng.random_range(1..2_000)).await;
@@ -217,7 +256,7 @@ impl Run {
         let other = Epoch::new(self.epoch.get() + self.rng.random_range(0..2));
         let batch = batch(other, link, self.rng.random_range(1..4), 1);
         for appended in self.both.append(&[batch]).await {
-            if let Appended::Stored { last } = appended {
+            if let Appended::Stored { last, .. } = appended {
                 self.held = Some(last);
             }
         }
@@ -239,7 +278,7 @@ impl Run {
 
     async fn delete_a_thread(&mut self) {
         let name = ThreadName::new(THREADS[self.rng.random_range(0..THREADS.len())]).expect("a name");
-        let (partition, stream) = (Partition::new(3).expect("in range"), &self.both.stream);
+        let (partition, stream) = (partition(), &self.both.stream);
         let memory = self.both.memory.delete_thread(stream, partition, &name).await.expect("memory");
         let redis = self.both.redis.delete_thread(stream, partition, &name).await.expect("redis");
         assert_eq!(memory, redis);
@@ -248,8 +287,35 @@ impl Run {
     async fn change_retention(&mut self) {
         let other = Retention { records_max: self.rng.random_range(20..90), ..RETENTION };
         let retention = self.rng.random_bool(0.7).then_some(other);
-        self.both.memory.set_retention(&self.both.stream, retention).await.expect("memory");
-        self.both.redis.set_retention(&self.both.stream, retention).await.expect("redis");
+        self.both.set_retention(retention).await;
+    }
+
+    /// The source has another record at the last offset, or near it, in this epoch or another.
+    async fn open_with_a_doubt(&mut self) {
+        let back = self.rng.random_range(0..2);
+        let at = self.held.and_then(|held| held.get().checked_sub(back)).map(offset);
+        let epoch = Epoch::new(self.epoch.get() + u64::from(self.rng.random_ratio(1, 4)));
+        let doubt = Open {
+            diverged: at.map(|at| (epoch, at)),
+            expired: self.rng.random_bool(0.5).then(|| offset(self.rng.random_range(0..90))),
+            ..open(Some(epoch), None, self.mint)
+        };
+        (self.epoch, self.held) = self.both.open(doubt).await;
+    }
+
+    async fn expire_and_open(&mut self) {
+        let (epoch, held) = (self.epoch, self.held);
+        self.both.expire(epoch, held).await;
+        self.both.read(From::After { epoch, at: held }, 100).await;
+        self.both.append(&[batch(epoch, held, 1, 1)]).await;
+        let known = Epoch::new(epoch.get() - u64::from(self.rng.random_ratio(1, 4)));
+        let expired = held.filter(|_| self.rng.random_bool(0.7));
+        let mark = held.map(|held| held.get() + self.rng.random_range(0..9));
+        let again = Open { expired, ..open(Some(known), mark, self.mint) };
+        (self.epoch, self.held) = self.both.open(again).await;
+        for from in [From::Earliest, From::Latest, From::After { epoch: self.epoch, at: None }] {
+            self.both.read(from, 100).await;
+        }
     }
 }
 
@@ -259,7 +325,7 @@ fn memory_and_redis_answer_the_same_to_any_operations() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let redis = runtime.block_on(Redis::start(&[]));
     let config = ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
-    let operations = proptest::collection::vec((0_u8..14, any::<u64>()), 1..300);
+    let operations = proptest::collection::vec((0_u8..16, any::<u64>()), 1..300);
     let checked = TestRunner::new(config).run(&operations, |operations| {
         let checked = AssertUnwindSafe(runtime.block_on(differences(&redis, operations)));
         checked.0.map_err(TestCaseError::fail)
@@ -305,7 +371,7 @@ async fn the_greatest_offsets_are_exact() {
     let (epoch, _) = both.open(open(None, None, u64::MAX >> 1)).await;
     let mut link = None;
     for at in [(1 << 53) - 1, 1 << 53, (1 << 53) + 1, i64::MAX as u64 - 1, i64::MAX as u64] {
-        let mut packer = Packer::new(epoch, Partition::new(3).expect("in range"), link);
+        let mut packer = Packer::new(epoch, partition(), link);
         let facts = Facts {
             kind: RecordKind::Event,
             tenant_id: String::new(),
@@ -323,14 +389,13 @@ async fn the_greatest_offsets_are_exact() {
             )
         );
         let outcome = both.append(&[packer.finish().expect("a record")]).await;
-        assert_eq!(outcome, [Appended::Stored { last: offset(at) }]);
+        assert!(matches!(outcome[..], [Appended::Stored { last, .. }] if last == offset(at)), "{outcome:?}");
         let Page::Batches { batches, at_end, .. } = both.read(From::After { epoch, at: link }, 1_000).await
         else {
             panic!("no page behind {link:?}")
         };
         assert_eq!((batches.len(), batches[0].last_offset, at_end), (1, at, true));
-        let (partition, name) =
-            (Partition::new(3).expect("in range"), ThreadName::new("exact").expect("a name"));
+        let (partition, name) = (partition(), ThreadName::new("exact").expect("a name"));
         let after = After::Sequence(at - 1);
         let page = both.redis.read_thread(&both.stream, partition, &name, after, MANY).await.expect("redis");
         let sequences: Vec<_> =
@@ -361,7 +426,7 @@ async fn a_redis_that_lost_its_scripts_and_data_refuses_instead_of_leaving_a_hol
 
 /// Records of one thread, of which only those in `whole` carry the whole state.
 fn long_run(epoch: Epoch, link: Link, count: u64, whole: &[u64]) -> Batch {
-    let mut packer = Packer::new(epoch, Partition::new(3).expect("in range"), link);
+    let mut packer = Packer::new(epoch, partition(), link);
     for _ in 0..count {
         let at = packer.link().map_or(0, |at| at.get() + 1);
         let facts = Facts {
@@ -384,7 +449,7 @@ fn long_run(epoch: Epoch, link: Link, count: u64, whole: &[u64]) -> Batch {
 async fn the_newest_whole_state_of_a_thread_outlives_the_trimming_of_its_log() {
     let redis = Redis::start(&[]).await;
     let both = Both::new(&redis).await;
-    let (partition, name) = (Partition::new(3).expect("in range"), ThreadName::new("long").expect("a name"));
+    let (partition, name) = (partition(), ThreadName::new("long").expect("a name"));
     let (epoch, mut link) = both.open(open(None, None, 5)).await;
     for _ in 0..20 {
         let next = long_run(epoch, link, 10, &[0, 33]);

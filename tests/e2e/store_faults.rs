@@ -230,7 +230,7 @@ async fn an_append_is_one_round_trip_and_scans_nothing() {
     let store =
         RedisStore::new(Connections::new(&settings(&redis.url())).expect("settings"), retention, None);
     let (stream, partition) = (Stream::new("runs").expect("a name"), Partition::new(0).expect("in range"));
-    let open = Open { partition, known_epoch: None, high_watermark: None, mint: Epoch::new(7) };
+    let open = Open::new(partition, Epoch::new(7));
     let epoch = store.open(&stream, open).await.expect("redis").epoch;
     let mut link = None;
     let mut append = async |times: usize| {

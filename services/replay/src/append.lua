@@ -7,14 +7,14 @@
 --       first and last Kafka time, status, graph, errors, tokens, cost, index entry, last offset,
 --       offset of the newest whole state, that record
 --       ('' where there is nothing to say)
--- Returns {outcome, epoch, last offset held}; outcome is 'stored', 'epoch' or 'link'. Offsets are compared as
--- text: Lua's numbers are doubles.
+-- Returns {outcome, epoch, last offset held, when it was stored in ms since 1970 or ''}; outcome is 'stored',
+-- 'epoch' or 'link'. Offsets are compared as text: Lua's numbers are doubles.
 local INDEX_BYTES_MAX, ENTRY_BYTES = 65536, 16
 
 local meta = redis.call('HMGET', KEYS[1], 'e', 'l', 'n', 'b', 't', 'f', 'm')
 local epoch, held = meta[1] or '', meta[2] or ''
-if epoch ~= ARGV[1] then return {'epoch', epoch, held} end
-if held ~= ARGV[2] then return {'link', epoch, held} end
+if epoch ~= ARGV[1] then return {'epoch', epoch, held, ''} end
+if held ~= ARGV[2] then return {'link', epoch, held, ''} end
 
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -119,4 +119,4 @@ if tonumber(ARGV[11]) > 0 then
   redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', text(now - age - listed))
   expire(KEYS[3])
 end
-return {'stored', epoch, ARGV[3]}
+return {'stored', epoch, ARGV[3], text(now)}

@@ -122,8 +122,8 @@ fn valid(request: AppendRequest) -> Result<(Stream, Batch), String> {
 fn answer(outcome: &Appended) -> AppendResponse {
     let text = |held: &Link| held.map_or("nothing".into(), |held| format!("up to {held}"));
     match outcome {
-        Appended::Stored { last } => stored(*last, false),
-        Appended::Held { last } => stored(*last, true),
+        Appended::Stored { last, stored_ms } => stored(*last, Some(*stored_ms)),
+        Appended::Held { last } => stored(*last, None),
         Appended::Epoch { epoch, held } => {
             let now = epoch.map_or("not open".into(), |epoch| format!("in epoch {epoch}"));
             refused(RefusalReason::Epoch, *epoch, *held, format!("the log is {now}"))
@@ -138,10 +138,10 @@ fn answer(outcome: &Appended) -> AppendResponse {
     }
 }
 
-fn stored(last: Offset, duplicate: bool) -> AppendResponse {
-    AppendResponse {
-        outcome: Some(Outcome::Stored(Stored { last_offset: last.get(), duplicate, stored_ms: None })),
-    }
+/// Stored now, or before.
+fn stored(last: Offset, stored_ms: Option<i64>) -> AppendResponse {
+    let stored = Stored { last_offset: last.get(), duplicate: stored_ms.is_none(), stored_ms };
+    AppendResponse { outcome: Some(Outcome::Stored(stored)) }
 }
 
 fn refused(reason: RefusalReason, epoch: Option<Epoch>, held: Link, message: String) -> AppendResponse {

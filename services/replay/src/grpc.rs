@@ -7,7 +7,7 @@ use crate::{
     filling::Bounds,
     keys::{Stream, ThreadName},
     metrics::Metrics,
-    store::{From, Open, Page, Store},
+    store::{From, LastRecord, Open, Page, Store},
     thread_reads, upkeep,
 };
 use dashstream_core::{
@@ -195,6 +195,30 @@ fn position(position: &Position) -> Result<(Partition, From), Error> {
     Ok((partition, from))
 }
 
+/// What a writer says of itself.
+fn opening(request: &OpenPartitionRequest) -> Result<Open, Error> {
+    let mark = request.high_watermark.map(Offset::new).transpose()?;
+    let diverged = request.diverged.as_ref();
+    if let Some(cursor) = diverged.filter(|cursor| cursor.partition != request.partition) {
+        let (field, expected) = ("diverged.partition", "the partition to open");
+        return Err(Error::Invalid { field, value: cursor.partition.to_string(), expected });
+    }
+    let diverged = diverged.and_then(|cursor| Some((Epoch::new(cursor.epoch), cursor.offset?)));
+    Ok(Open {
+        partition: Partition::new(request.partition)?,
+        known_epoch: request.known_epoch.map(Epoch::new),
+        high_watermark: mark.map(|mark| NextOffset::from_kafka(mark.to_kafka())).transpose()?,
+        diverged: diverged.map(|(epoch, at)| Ok::<_, Error>((epoch, Offset::new(at)?))).transpose()?,
+        expired: request.expired_last_offset.map(Offset::new).transpose()?,
+        mint: mint(),
+    })
+}
+
+fn last_record(last: LastRecord) -> wire::LastRecord {
+    let LastRecord { timestamp_ms, payload_sha256 } = last;
+    wire::LastRecord { timestamp_ms, payload_sha256: payload_sha256.to_vec().into() }
+}
+
 /// A new epoch: later than all before it, and unlike that of any other stream or store. The milliseconds since
 /// 1970 lead, 20 random bits follow.
 fn mint() -> Epoch {
@@ -210,29 +234,20 @@ impl<S: Store> ReplayService for Replay<S> {
     ) -> Result<Response<OpenPartitionResponse>, Status> {
         let request = request.into_inner();
         let stream = Stream::new(&request.stream).map_err(Error::from)?;
-        let mark = request.high_watermark.map(Offset::new).transpose().map_err(Error::from)?;
-        let open = Open {
-            partition: Partition::new(request.partition).map_err(Error::from)?,
-            known_epoch: request.known_epoch.map(Epoch::new),
-            high_watermark: mark
-                .map(|mark| NextOffset::from_kafka(mark.to_kafka()))
-                .transpose()
-                .map_err(Error::from)?,
-            mint: mint(),
-        };
+        let open = opening(&request)?;
         let retention = self.retention_of(&stream).await?.0;
         let opened = self.store.open(&stream, open).await;
         let opened = opened.inspect_err(|_| self.metrics.store_failures.inc()).map_err(Error::from)?;
         if opened.new_epoch {
             tracing::warn!(stream = stream.as_str(), partition = %open.partition, epoch = %opened.epoch,
-                "new epoch opened: the source's offsets restarted");
+                "new epoch opened: what was held belongs to an earlier life of the topic");
         }
         Ok(Response::new(OpenPartitionResponse {
             epoch: opened.epoch.get(),
             last_offset: opened.held.map(Offset::get),
             opened_new_epoch: opened.new_epoch,
             retention_ms: u64::try_from(retention.age.as_millis()).unwrap_or(u64::MAX),
-            last_record: None,
+            last_record: opened.last_record.map(last_record),
         }))
     }
 

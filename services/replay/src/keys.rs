@@ -108,7 +108,8 @@ impl ThreadName {
 pub enum Key<'a> {
     /// Hash: `e` epoch, `l` last offset held, `n` records kept, `b` bytes of batches kept, `t` when the oldest
     /// batch was appended, `a` when the newest was, `f` last offset of the oldest batch (8 bytes, big endian),
-    /// `m` greatest Kafka timestamp so far.
+    /// `m` greatest Kafka timestamp so far. Before the first append only `e`, and `l` where retention has let all
+    /// up to it go.
     Meta(&'a Stream, Partition),
     /// Stream: an entry for each batch, id `<last offset + 1>-0`, fields `d` the encoded batch, `n` its
     /// records, `t` when it was appended, `i` its last offset (8 bytes, big endian), `m` the greatest Kafka

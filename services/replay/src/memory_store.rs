@@ -4,15 +4,15 @@ use crate::{
     filling::{Bounds, Filling},
     keys::{Stream, ThreadName},
     store::{
-        Appended, Description, Error, Fit, From, ListPlace, Open, Opened, Page, Raw, Store, fit, from_time,
-        page,
+        Appended, Description, Error, Fit, From, LastRecord, ListPlace, Open, Opened, Page, Raw, Store, fit,
+        from_time, page,
     },
     stored,
     threads::{After, Delta, IndexEntry, Summary, ThreadPage, deltas, plan, stand_in},
 };
 use dashstream_core::{
     batch::{Malformed, Span},
-    position::{Epoch, Link, NextOffset, Offset, Partition},
+    position::{Epoch, Link, Offset, Partition},
 };
 use dashstream_proto::log::v1::{Batch, RunStatus};
 use std::{
@@ -111,8 +111,8 @@ impl MemoryStore {
             Fit::Done(appended) => Ok(appended),
             Fit::Append(rest) => {
                 let last = rest.last();
-                log.push(partition, rest, retention)?;
-                Ok(Appended::Stored { last })
+                let stored_ms = log.push(partition, rest, retention)?;
+                Ok(Appended::Stored { last, stored_ms })
             }
         }
     }
@@ -131,7 +131,8 @@ impl Log {
         }
     }
 
-    fn push(&mut self, partition: Partition, batch: Batch, retention: Retention) -> Result<(), Malformed> {
+    /// Returns when that was, milliseconds since 1970.
+    fn push(&mut self, partition: Partition, batch: Batch, retention: Retention) -> Result<i64, Malformed> {
         let (now, appended_ms) = (Instant::now(), now_ms());
         let bytes = stored::encode(&batch).len() as u64;
         let mut newest_time_ms = self.entries.back().map_or(0, |entry| entry.newest_time_ms);
@@ -145,6 +146,7 @@ impl Log {
         self.records += u64::from(batch.record_count);
         self.bytes += bytes;
         self.written = now;
+        let batch = Batch { stored_ms: Some(appended_ms), ..batch };
         self.entries.push_back(Entry { batch, bytes, appended: now, appended_ms, newest_time_ms });
         while self.entries.len() > 1 && self.is_over(retention, now) {
             if let Some(oldest) = self.entries.pop_front() {
@@ -152,7 +154,7 @@ impl Log {
                 self.bytes -= oldest.bytes;
             }
         }
-        Ok(())
+        Ok(appended_ms)
     }
 
     fn add(&mut self, partition: Partition, delta: Delta, batch: Offset, now: Instant, active_ms: i64) {
@@ -205,8 +207,10 @@ impl Log {
         self.records > retention.records_max || self.bytes > retention.bytes_max || age >= retention.age
     }
 
-    fn belongs_to_an_earlier_life(&self, high_watermark: Option<NextOffset>) -> bool {
-        matches!((self.held, high_watermark), (Some(held), Some(mark)) if held.next() > mark)
+    fn belongs_to_an_earlier_life(&self, open: &Open) -> bool {
+        let Some(held) = self.held else { return false };
+        open.high_watermark.is_some_and(|mark| held.next() > mark)
+            || open.diverged == Some((self.epoch, held))
     }
 
     fn raw(&self, from: From, bytes_max: u64) -> Raw {
@@ -225,6 +229,7 @@ impl Log {
             epoch: Some(self.epoch),
             held: self.held,
             earliest: self.entries.front().map(|entry| entry.batch.first()),
+            records: self.records,
             batches: batches.map(|entry| entry.batch.clone()).collect(),
         }
     }
@@ -265,11 +270,16 @@ impl Store for MemoryStore {
         let mut state = self.state();
         let key = (stream.as_str().to_owned(), open.partition);
         let log = state.logs.entry(key).or_insert_with(|| Log::new(open.known_epoch.unwrap_or(open.mint)));
-        let new_epoch = log.belongs_to_an_earlier_life(open.high_watermark);
+        if log.held.is_none() && open.expired.is_some() && open.known_epoch == Some(log.epoch) {
+            (log.held, log.written) = (open.expired, Instant::now());
+        }
+        let new_epoch = log.belongs_to_an_earlier_life(&open);
         if new_epoch {
             *log = Log::new(open.mint.max(Epoch::new(log.epoch.get() + 1)));
         }
-        Ok(Opened { epoch: log.epoch, held: log.held, new_epoch })
+        let newest = log.entries.back().map(|entry| LastRecord::of(&entry.batch));
+        let last_record = newest.transpose()?.flatten();
+        Ok(Opened { epoch: log.epoch, held: log.held, new_epoch, last_record })
     }
 
     async fn append(&self, stream: &Stream, batches: &[Batch]) -> Result<Vec<Appended>, Error> {

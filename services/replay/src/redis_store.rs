@@ -4,10 +4,12 @@ use crate::{
     connection::{Connection, Connections},
     filling::Bounds,
     keys::{Key, Stream, ThreadName},
-    store::{Appended, Description, Error, From, ListPlace, Open, Opened, Page, Store},
+    store::{Appended, Description, Error, From, LastRecord, ListPlace, Open, Opened, Page, Store},
+    stored,
     threads::{After, Summary, ThreadPage},
 };
-use dashstream_core::position::{Epoch, NextOffset, Partition};
+use bytes::Bytes;
+use dashstream_core::position::{Epoch, NextOffset, Offset, Partition};
 use dashstream_proto::log::v1::Batch;
 use prometheus::IntCounter;
 use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisError, Script, ServerErrorKind};
@@ -123,15 +125,21 @@ impl RedisStore {
                 .arg(open.known_epoch.map_or_else(String::new, |epoch| epoch.to_string()))
                 .arg(mint.get())
                 .arg(open.high_watermark.map_or_else(String::new, |mark: NextOffset| mark.to_string()))
-                .arg(millis(self.inventory.retention(stream).age));
-            let (epoch, held, new): (String, String, String) = self.call(&self.open, meta, &command).await?;
+                .arg(millis(self.inventory.retention(stream).age))
+                .arg(open.diverged.map_or_else(String::new, |(epoch, _)| epoch.to_string()))
+                .arg(text(open.diverged.map(|(_, at): (Epoch, Offset)| at)))
+                .arg(text(open.expired));
+            let (epoch, held, new, newest): (String, String, String, Bytes) =
+                self.call(&self.open, meta, &command).await?;
             let epoch =
                 parse_epoch(&epoch)?.ok_or_else(|| Error::Corrupt("a partition without an epoch".into()))?;
             if new == "mint" {
                 mint = Epoch::new(epoch.get() + 1);
                 continue;
             }
-            return Ok(Opened { epoch, held: parse_link(&held)?, new_epoch: new == "1" });
+            let last_record =
+                if newest.is_empty() { None } else { LastRecord::of(&stored::decode(newest)?)? };
+            return Ok(Opened { epoch, held: parse_link(&held)?, new_epoch: new == "1", last_record });
         }
     }
 }

@@ -10,6 +10,7 @@ use dashstream_core::{
     position::{Epoch, Link, NextOffset, Offset, Partition, Step, step},
 };
 use dashstream_proto::log::v1::{Batch, Gap, GapReason, Record};
+use sha2::{Digest, Sha256};
 use std::future::Future;
 
 /// A store that does not answer or answers nonsense.
@@ -33,8 +34,20 @@ pub struct Open {
     pub known_epoch: Option<Epoch>,
     /// What the store holds at or beyond it is of an earlier life of the topic.
     pub high_watermark: Option<NextOffset>,
+    /// Where the source has another record: a log of this epoch that ends there is of an earlier life.
+    pub diverged: Option<(Epoch, Offset)>,
+    /// Last offset that was stored in `known_epoch`, where retention has let all up to it go. A log of that
+    /// epoch that holds nothing goes on behind it.
+    pub expired: Link,
     /// The epoch to open where one must be.
     pub mint: Epoch,
+}
+
+impl Open {
+    /// Of a writer that knows nothing.
+    pub fn new(partition: Partition, mint: Epoch) -> Self {
+        Self { partition, known_epoch: None, high_watermark: None, diverged: None, expired: None, mint }
+    }
 }
 
 /// A partition that can be appended to.
@@ -43,13 +56,33 @@ pub struct Opened {
     pub epoch: Epoch,
     pub held: Link,
     pub new_epoch: bool,
+    /// `None` where nothing is held, or a gap is the last.
+    pub last_record: Option<LastRecord>,
+}
+
+/// What tells the last record held from another one at its offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastRecord {
+    /// Kafka's, milliseconds since 1970.
+    pub timestamp_ms: Option<i64>,
+    pub payload_sha256: [u8; 32],
+}
+
+impl LastRecord {
+    /// Of the newest batch; `None` where its last record is a gap.
+    pub(crate) fn of(newest: &Batch) -> Result<Option<Self>, Malformed> {
+        let Some(record) = batch::records(newest).last().transpose()? else { return Ok(None) };
+        let Record { timestamp_ms, payload, gap, .. } = record;
+        let payload_sha256 = Sha256::digest(&payload).into();
+        Ok(gap.is_none().then_some(Self { timestamp_ms, payload_sha256 }))
+    }
 }
 
 /// The outcome of an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
-    /// All of the batch is held now.
-    Stored { last: Offset },
+    /// All of the batch is held now. `stored_ms` is the store's clock, milliseconds since 1970.
+    Stored { last: Offset, stored_ms: i64 },
     /// All of it was held before.
     Held { last: Offset },
     /// The log is in another epoch, or unknown.
@@ -216,6 +249,8 @@ pub(crate) struct Raw {
     pub(crate) held: Link,
     /// First offset of the oldest batch; only needed where the reader is in another epoch.
     pub(crate) earliest: Option<Offset>,
+    /// Records that the head counts. None where retention has let everything go.
+    pub(crate) records: u64,
     /// Whole batches that end behind the position, in order.
     pub(crate) batches: Vec<Batch>,
 }
@@ -242,7 +277,7 @@ impl Raw {
 
 /// Judges what was found for a reader at `from`. Pure, and the same for all stores.
 pub(crate) fn page(partition: Partition, from: From, raw: Raw) -> Result<Page, Error> {
-    let Raw { epoch, held, earliest, mut batches } = raw;
+    let Raw { epoch, held, earliest, records, mut batches } = raw;
     let Some(epoch) = epoch else { return Ok(Page::Seeding) };
     let at = match from {
         From::After { epoch: asked, .. } if asked != epoch => {
@@ -265,10 +300,10 @@ pub(crate) fn page(partition: Partition, from: From, raw: Raw) -> Result<Page, E
             Step::Missing { first, last } => gap = Some(lost(epoch, partition, first, last)),
         }
     } else if at < held && matches!(from, From::Earliest | From::After { .. }) {
-        // The head says more than the log has: the log itself is gone.
+        // Where the head counts records that the log does not have, the log itself is gone.
+        let reason = if records > 0 { GapReason::StoreLost } else { GapReason::Retention };
         let first = at.map_or(Offset::clamped(0), |at| Offset::clamped(at.get() + 1));
-        gap = held
-            .map(|held| Gap { reason: GapReason::StoreLost.into(), ..lost(epoch, partition, first, held) });
+        gap = held.map(|held| Gap { reason: reason.into(), ..lost(epoch, partition, first, held) });
     }
     let reached = batches.last().map_or(at, |last| Some(last.last()));
     let at_end = reached >= held || gap.is_some() && batches.is_empty();

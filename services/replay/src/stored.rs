@@ -11,15 +11,15 @@ const LEVEL: i32 = 1;
 /// What one stored batch may inflate to, bytes.
 const INFLATED_BYTES_MAX: usize = 64 << 20;
 
-/// Encodes a batch; compressed when at least an eighth is saved.
+/// Encodes a batch; compressed when at least an eighth is saved. When it was stored is the store's to say.
 pub(crate) fn encode(batch: &Batch) -> Vec<u8> {
+    let batch = Batch { stored_ms: None, ..batch.clone() };
     let plain = batch.records.len();
     if plain > COMPRESS_ABOVE
         && let Ok(packed) = zstd::bulk::compress(&batch.records, LEVEL)
         && packed.len() < plain - plain / 8
     {
-        return Batch { packing: Packing::Zstd.into(), records: packed.into(), ..batch.clone() }
-            .encode_to_vec();
+        return Batch { packing: Packing::Zstd.into(), records: packed.into(), ..batch }.encode_to_vec();
     }
     batch.encode_to_vec()
 }

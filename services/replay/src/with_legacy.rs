@@ -72,7 +72,7 @@ fn wants(from: From, page: &Page) -> Option<(Epoch, Link, Option<Offset>, Link)>
             let begins = batches.first().is_some_and(|first| first.prev_offset.is_none());
             let nothing = batches.is_empty() && held.is_none();
             (gap.is_some() || begins || nothing)
-                .then(|| (*epoch, at, batches.first().map(Span::first), *held))
+                .then(|| (*epoch, at, batches.first().map(Span::first).or(behind(*held)), *held))
         }
         Page::Seeding => match from {
             From::Earliest => Some((BEFORE_ALL, at, None, None)),
@@ -80,6 +80,11 @@ fn wants(from: From, page: &Page) -> Option<(Epoch, Link, Option<Offset>, Link)>
         },
         Page::Stale { .. } => None,
     }
+}
+
+/// The offset behind what is held.
+fn behind(held: Link) -> Option<Offset> {
+    held.map(|held| Offset::clamped(held.get() + 1))
 }
 
 impl<S: Store> Store for WithLegacy<S> {

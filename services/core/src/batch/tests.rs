@@ -81,6 +81,18 @@ fn a_gap_stands_in_the_chain() {
 }
 
 #[test]
+fn parts_of_a_batch_keep_its_times() {
+    let whole = Batch { ingested_ms: Some(5), stored_ms: Some(7), ..batch(1, Some(1), &[2, 3, 4]) };
+    let cut = cut_after(&whole, Some(offset(2))).unwrap().unwrap();
+    let pieces = split(&whole, 1, 100).unwrap().into_iter().filter_map(|piece| match piece {
+        Piece::Run(part) => Some(part),
+        Piece::TooLarge { .. } => None,
+    });
+    let parts: Vec<_> = pieces.chain([cut]).map(|part| (part.ingested_ms, part.stored_ms)).collect();
+    assert_eq!(parts, [(Some(5), Some(7)); 4]);
+}
+
+#[test]
 fn a_lying_batch_is_refused_by_name() {
     let good = batch(1, Some(1), &[2, 3]);
     let twice = [good.records.clone(), good.records.clone()].concat();

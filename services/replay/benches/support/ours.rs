@@ -57,7 +57,7 @@ impl Ours {
     pub(crate) async fn open(&self) -> Result<()> {
         for partition in 0..PARTITIONS {
             let partition = Partition::new(i32::try_from(partition)?)?;
-            let open = Open { partition, known_epoch: None, high_watermark: None, mint: EPOCH };
+            let open = Open::new(partition, EPOCH);
             let opened = self.store.open(&self.stream, open).await?;
             if opened.epoch != EPOCH || opened.held.is_some() {
                 bail!("the store was not empty: {opened:?}");
@@ -81,8 +81,9 @@ impl Ours {
                 let call = &partition[from..partition.len().min(from + batches)];
                 let outcomes = self.store.append(&self.stream, call).await?;
                 let ours = call.iter().zip(outcomes);
-                let ours =
-                    ours.filter(|(batch, outcome)| *outcome == Appended::Stored { last: batch.last() });
+                let ours = ours.filter(|(batch, outcome)| {
+                    matches!(outcome, Appended::Stored { last, .. } if *last == batch.last())
+                });
                 stored += ours.map(|(batch, _)| batch.record_count as usize).sum::<usize>();
             }
         }

@@ -94,14 +94,14 @@ impl RedisStore {
         reply: Reply,
     ) -> Result<Appended, Error> {
         match reply.parse()? {
-            Parsed::Stored { last } => Ok(Appended::Stored { last }),
+            Parsed::Stored { last, stored_ms } => Ok(Appended::Stored { last, stored_ms }),
             Parsed::Epoch { epoch, held } => Ok(Appended::Epoch { epoch, held }),
             Parsed::Link { held } => match fit(batch, held)? {
                 Fit::Done(appended) => Ok(appended),
                 Fit::Append(rest) => {
                     let reply = self.appended(stream, std::slice::from_ref(&rest)).await?.pop();
                     match reply.ok_or_else(|| Error::Corrupt("no reply".into()))?.parse()? {
-                        Parsed::Stored { last } => Ok(Appended::Stored { last }),
+                        Parsed::Stored { last, stored_ms } => Ok(Appended::Stored { last, stored_ms }),
                         Parsed::Epoch { epoch, held } => Ok(Appended::Epoch { epoch, held }),
                         // Another writer was faster; this one looks again.
                         Parsed::Link { held } => Ok(Appended::Link { epoch: Epoch::new(batch.epoch), held }),

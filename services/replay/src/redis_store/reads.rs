@@ -1,5 +1,5 @@
 //! Reads of a partition's log, in fetches of one round trip each.
-use super::{RedisStore, as_text, evalsha, parse_epoch, parse_link};
+use super::{RedisStore, as_text, evalsha, parse_epoch, parse_link, reply::parse_time};
 use crate::{
     filling::{Bounds, Filling},
     keys::{Key, Stream},
@@ -8,7 +8,11 @@ use crate::{
 };
 use bytes::Bytes;
 use dashstream_core::{batch::Span, position::Partition};
+use dashstream_proto::log::v1::Batch;
 use tokio::time::Instant;
+
+/// Of what read.lua returns, what comes before the batches.
+const HEAD_PARTS: usize = 4;
 
 impl RedisStore {
     pub(super) async fn read_log(
@@ -91,21 +95,22 @@ impl RedisStore {
         let mut command = evalsha(&self.read, &[meta, Key::Log(stream, partition)]);
         command.arg(first).arg(bytes_max).arg(epoch);
         let mut answer: Vec<Bytes> = self.call(&self.read, meta, &command).await?;
-        if answer.len() < 3 {
+        if answer.len() < HEAD_PARTS || !answer.len().is_multiple_of(2) {
             return Err(Error::Corrupt(format!("a page of {} parts", answer.len())));
         }
-        let mut batches = Vec::with_capacity(answer.len() - 3);
-        for stored in answer.split_off(3) {
-            let bytes = stored.len() as u64;
-            let batch = stored::decode(stored)?;
-            filling.add(batch.record_count as usize, bytes);
+        let mut batches = Vec::with_capacity(answer.len() / 2);
+        for entry in answer.split_off(HEAD_PARTS).chunks_exact(2) {
+            let stored_ms = Some(parse_time(as_text(&entry[1])?)?);
+            let batch = Batch { stored_ms, ..stored::decode(entry[0].clone())? };
+            filling.add(batch.record_count as usize, entry[0].len() as u64);
             batches.push(batch);
         }
-        let oldest = &answer[2];
+        let (records, oldest) = (as_text(&answer[2])?, &answer[3]);
         Ok(Raw {
             epoch: parse_epoch(as_text(&answer[0])?)?,
             held: parse_link(as_text(&answer[1])?)?,
             earliest: if oldest.is_empty() { None } else { Some(stored::decode(oldest.clone())?.first()) },
+            records: records.parse().map_err(|_| Error::Corrupt(format!("{records:?} records")))?,
             batches,
         })
     }
