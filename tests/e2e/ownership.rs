@@ -138,6 +138,16 @@ async fn a_store_that_hangs_past_the_poll_interval_moves_no_partition_and_loses_
     let stack = stack(&[("KAFKA_SETTINGS", "max.poll.interval.ms=4000")]).await;
     let mut feed = Feed::new(&stack.kafka.client_config(), &stack.topic, 23, 100);
     let (over, gateways) = (AtomicBool::new(false), gateways(&stack));
+    eventually("each has its share", TIMEOUT, async || {
+        for ingest in &stack.ingest {
+            let owned = ingest.metric("dashstream_ingest_partitions_owned").await?;
+            if owned.is_none_or(|owned| owned < 2.0) {
+                return Err(format!("{owned:?}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
     feed.send(2_000).await;
     let before = feed.log().await;
     until_each_has_one_owner_without_lag(&stack, &before).await;
