@@ -21,3 +21,4 @@ mod sparse_topics;
 mod store;
 mod store_faults;
 mod threads;
+mod traces;

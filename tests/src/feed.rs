@@ -2,11 +2,11 @@
 use bytes::Bytes;
 use dashstream_core::codec;
 use dashstream_ctl::runs::Runs;
-use dashstream_proto::telemetry::{DashStreamMessage, Header, TokenChunk, dash_stream_message};
+use dashstream_proto::telemetry::{self as wire, DashStreamMessage, TokenChunk, dash_stream_message};
 use rdkafka::{
     ClientConfig, ClientContext, Message,
     error::{KafkaError, RDKafkaErrorCode},
-    message::DeliveryResult,
+    message::{DeliveryResult, Header, OwnedHeaders},
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
 };
 use std::{
@@ -54,7 +54,7 @@ fn is_purged(error: &KafkaError) -> bool {
 
 /// The value of a record that is fit for the log.
 pub fn sound(thread_id: &str) -> Vec<u8> {
-    let header = Header { thread_id: thread_id.into(), schema_version: 1, ..Default::default() };
+    let header = wire::Header { thread_id: thread_id.into(), schema_version: 1, ..Default::default() };
     let chunk = TokenChunk { header: Some(header), text: "word ".repeat(20), ..Default::default() };
     let message = DashStreamMessage { message: Some(dash_stream_message::Message::TokenChunk(chunk)) };
     codec::encode(&message, COMPRESS_ABOVE)
@@ -129,6 +129,17 @@ impl Feed {
         for _ in 0..count {
             self.send_to(partition, Some(&sound(&format!("thread-of-{partition}")))).await;
         }
+    }
+
+    /// Hands a sound record over to a partition, with a `traceparent`.
+    ///
+    /// # Panics
+    /// If the record is refused.
+    pub async fn send_traced(&self, partition: i32, traceparent: &str) {
+        let payload = sound(&format!("thread-of-{partition}"));
+        let headers = OwnedHeaders::new().insert(Header { key: "traceparent", value: Some(traceparent) });
+        let record = BaseRecord::to(&self.topic).key("key").partition(partition).payload(&*payload);
+        self.hand_over(record.headers(headers)).await;
     }
 
     async fn hand_over(&self, mut record: BaseRecord<'_, str, [u8]>) {

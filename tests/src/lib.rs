@@ -4,6 +4,7 @@
 //! Everything listens on loopback, lives in a temporary folder and ends with the value that stands
 //! for it, or with the test process, however that ends.
 
+pub mod collector;
 pub mod eventually;
 pub mod feed;
 mod folder;
@@ -21,6 +22,7 @@ pub mod watcher;
 pub mod writer;
 
 pub use crate::{
+    collector::Collector,
     eventually::eventually,
     feed::{Feed, Log},
     kafka::Kafka,

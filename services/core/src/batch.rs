@@ -221,6 +221,12 @@ pub fn records(batch: &Batch) -> RecordIter {
     RecordIter { rest: batch.records.clone() }
 }
 
+/// The records of a batch that are part of a trace: their offsets and `traceparent`s.
+pub fn traced(batch: &Batch) -> impl Iterator<Item = (u64, String)> {
+    let traced = records(batch).filter_map(Result::ok).filter(|record| !record.traceparent.is_empty());
+    traced.map(|record| (record.offset, record.traceparent))
+}
+
 impl Iterator for RecordIter {
     type Item = Result<Record, Malformed>;
 

@@ -7,7 +7,7 @@ use dashstream_core::{
     session::{Found, From},
     tail::{Input, Output},
 };
-use dashstream_kit::{Kit, grpc as kit_grpc, ops::Latch, tasks::Tasks};
+use dashstream_kit::{Kit, grpc as kit_grpc, ops::Latch, tasks::Tasks, telemetry};
 use dashstream_proto::{
     ingest::v1::{
         SubscribeLiveRequest, ingest_service_client::IngestServiceClient, subscribe_live_response::Event,
@@ -267,6 +267,7 @@ impl Feeds {
     }
 
     fn on_event(&self, event: Option<Event>) {
+        let mut _hops = Vec::new();
         let (partition, input) = match event {
             Some(Event::Batch(batch)) => {
                 self.metrics.live_batches.inc();
@@ -274,6 +275,8 @@ impl Feeds {
                     tracing::error!(%error, "a batch of the live feed is malformed; it comes from replay");
                     return;
                 }
+                // Until it is where clients read.
+                _hops = telemetry::hops("gateway", batch.partition, batch::traced(&batch));
                 (batch.partition, Input::Live(batch))
             }
             Some(Event::Heartbeat(heartbeat)) => {

@@ -20,7 +20,7 @@ use tonic::{Status, transport::Channel};
 const BATCHES_MAX: usize = 1_024;
 
 /// What is in a batch, for those who count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub struct Tally {
     pub stored: u64,
     pub dead_lettered: u64,
@@ -28,6 +28,8 @@ pub struct Tally {
     /// Kafka's and the producer's time of the last record: milliseconds and microseconds since 1970.
     pub last_record_ms: Option<i64>,
     pub last_produced_us: Option<i64>,
+    /// The spans of its records that are traced; they end with it.
+    pub hops: Vec<tracing::Span>,
 }
 
 /// A batch on its way.

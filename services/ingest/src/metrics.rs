@@ -156,14 +156,14 @@ impl Metrics {
     pub fn stored(&self, batch: &Batch, tally: &Tally, duplicate: bool, seconds: f64, live: bool) {
         self.stored_batches.inc();
         self.append_seconds.observe(seconds);
-        let Tally { stored, dead_lettered, skipped, .. } = *tally;
+        let Tally { stored, dead_lettered, skipped, .. } = tally;
         if duplicate {
-            self.outcome(Outcome::Duplicate, stored + dead_lettered + skipped);
+            self.outcome(Outcome::Duplicate, *stored + *dead_lettered + *skipped);
             return;
         }
-        self.outcome(Outcome::Stored, stored);
-        self.outcome(Outcome::DeadLettered, dead_lettered);
-        self.outcome(Outcome::Skipped, skipped);
+        self.outcome(Outcome::Stored, *stored);
+        self.outcome(Outcome::DeadLettered, *dead_lettered);
+        self.outcome(Outcome::Skipped, *skipped);
         if live {
             let produced_ms = tally.last_produced_us.map(|us| us / 1_000);
             self.hop("produced_kafka", produced_ms, tally.last_record_ms);

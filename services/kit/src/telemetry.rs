@@ -1,6 +1,7 @@
 //! Logs to standard error, traces over OTLP, and W3C trace context in and out of text.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,6 +13,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use tracing::Subscriber;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::{Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -24,6 +26,9 @@ pub const TRACEPARENT: &str = "traceparent";
 
 /// How long the last traces may take to leave; a collector that is away must not hold the process.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Traces are made in this process.
+static ON: AtomicBool = AtomicBool::new(false);
 
 /// What was installed, to be flushed at the end.
 #[derive(Debug, Default)]
@@ -40,13 +45,14 @@ impl Telemetry {
         let filter = EnvFilter::builder().parse(&config.log).context("parse --log")?;
         let traces = config.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty());
         let traces = traces.map(|endpoint| provider(service, endpoint)).transpose()?;
+        // What is logged does not decide what is traced.
         Registry::default()
-            .with(filter)
-            .with(lines(config.log_format))
-            .with(traces.as_ref().map(|traces| spans(traces.tracer(service))))
+            .with(lines(config.log_format).with_filter(filter))
+            .with(traces.as_ref().map(|traces| spans(traces.tracer(service)).with_filter(filter_fn(is_ours))))
             .try_init()
             .context("install the log subscriber")?;
         log_panics();
+        ON.store(traces.is_some(), Ordering::Relaxed);
         Ok(Self { traces })
     }
 
@@ -62,6 +68,10 @@ impl Telemetry {
             tracing::warn!(%error, "last traces were not sent");
         }
     }
+}
+
+fn is_ours(metadata: &tracing::Metadata<'_>) -> bool {
+    metadata.is_span() && metadata.target().starts_with("dashstream")
 }
 
 fn provider(service: &'static str, endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
@@ -103,6 +113,38 @@ fn log_panics() {
     }));
 }
 
+/// Whether traces are made. Where they are not, nobody need look for what is to be traced.
+pub fn is_on() -> bool {
+    ON.load(Ordering::Relaxed)
+}
+
+/// A span for a record's stay in this process, a child of its producer's. It ends when it is dropped. `None` where
+/// traces are off, or the producer does not want this one traced.
+pub fn hop(name: &'static str, traceparent: &str, partition: i32, offset: u64) -> Option<tracing::Span> {
+    if !is_on() || traceparent.is_empty() {
+        return None;
+    }
+    let context = extracted(traceparent);
+    if !context.span().span_context().is_sampled() {
+        return None;
+    }
+    let span = tracing::info_span!("hop", otel.name = name, partition, offset);
+    set_parent(&span, context);
+    Some(span)
+}
+
+/// A [`hop`] for each of these offsets and `traceparent`s, which are not looked at where traces are off.
+pub fn hops(
+    name: &'static str,
+    partition: i32,
+    traced: impl Iterator<Item = (u64, String)>,
+) -> Vec<tracing::Span> {
+    if !is_on() {
+        return Vec::new();
+    }
+    traced.filter_map(|(offset, traceparent)| hop(name, &traceparent, partition, offset)).collect()
+}
+
 /// The context of `span` as a `traceparent`; nothing where traces are off.
 pub fn traceparent(span: &tracing::Span) -> Option<String> {
     let mut carrier = HashMap::new();
@@ -113,11 +155,18 @@ pub fn traceparent(span: &tracing::Span) -> Option<String> {
 /// Makes `span` a part of the trace that `traceparent` names. What does not parse is ignored: it
 /// comes from outside, and a trace is not worth a failure.
 pub fn adopt(span: &tracing::Span, traceparent: &str) {
-    let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
-    let context = TraceContextPropagator::new().extract(&carrier);
-    if !context.span().span_context().is_valid() {
-        return;
+    let context = extracted(traceparent);
+    if context.span().span_context().is_valid() {
+        set_parent(span, context);
     }
+}
+
+fn extracted(traceparent: &str) -> opentelemetry::Context {
+    let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
+    TraceContextPropagator::new().extract(&carrier)
+}
+
+fn set_parent(span: &tracing::Span, context: opentelemetry::Context) {
     if let Err(error) = span.set_parent(context) {
         tracing::trace!(%error, "trace context not adopted");
     }

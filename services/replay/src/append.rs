@@ -10,6 +10,7 @@ use dashstream_core::{
     batch::{self, Span},
     position::{Epoch, Link, Offset, Partition},
 };
+use dashstream_kit::telemetry;
 use dashstream_proto::{
     log::v1::Batch,
     replay::v1::{AppendRequest, AppendResponse, RefusalReason, Refused, Stored, append_response::Outcome},
@@ -59,7 +60,10 @@ async fn append_run<S: Store>(
 ) -> Result<(), Error> {
     let Some(stream) = stream.filter(|_| !run.is_empty()) else { return Ok(()) };
     let timer = metrics.append_seconds.start_timer();
+    let hops = run.iter().map(|batch| telemetry::hops("replay", batch.partition, batch::traced(batch)));
+    let hops: Vec<_> = hops.collect();
     let outcomes = store.append(stream, run).await;
+    drop(hops);
     timer.observe_duration();
     let outcomes = outcomes.inspect_err(|_| metrics.store_failures.inc())?;
     for (batch, mut outcome) in run.drain(..).zip(outcomes) {

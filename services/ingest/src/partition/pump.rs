@@ -13,6 +13,7 @@ use dashstream_core::{
     policy::{self, Fault, Judgement, Outcome},
     position::{Epoch, Link, NextOffset, Offset, Partition},
 };
+use dashstream_kit::telemetry;
 use dashstream_proto::{
     ingest::v1::Resolution,
     log::v1::{Batch, Cursor, GapReason},
@@ -214,10 +215,12 @@ impl<'a> Pump<'a> {
         let produced_us = facts.produced_us;
         let envelope = judge::envelope(at, facts, message);
         let timestamp_ms = envelope.timestamp_ms;
+        let hop = telemetry::hop("ingest", &envelope.traceparent, self.partition().get(), at.get());
         if self.packer.push(envelope, message.payload().unwrap_or_default()) {
             self.tally.stored += 1;
             self.tally.last_record_ms = timestamp_ms;
             self.tally.last_produced_us = produced_us;
+            self.tally.hops.extend(hop);
         }
     }
 
