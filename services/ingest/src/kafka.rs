@@ -4,9 +4,10 @@
 //! partition at the offset that the store asks for, and assigns it anew when it must go back. A partition
 //! queue is split off before its partition is assigned, so no record ever reaches the common queue.
 use crate::config::Config;
+use dashstream_kafka::{Trouble, connection};
 use dashstream_core::position::{Epoch, NextOffset, Partition};
 use rdkafka::{
-    ClientConfig, ClientContext, Offset, Statistics, TopicPartitionList,
+    ClientContext, Offset, Statistics, TopicPartitionList,
     consumer::{
         BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer,
         stream_consumer::StreamPartitionQueue,
@@ -49,6 +50,7 @@ pub struct Context {
     running: Mutex<BTreeMap<Partition, u32>>,
     ended: Condvar,
     revoke_timeout: Duration,
+    trouble: Trouble,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,6 +67,7 @@ impl Context {
             running: Mutex::default(),
             ended: Condvar::default(),
             revoke_timeout,
+            trouble: Trouble::default(),
         }
     }
 
@@ -115,7 +118,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka");
+        self.trouble.note(&error, reason);
     }
 }
 
@@ -157,22 +160,17 @@ impl Consumer {
     /// Joins the group. [`Self::serve`] must run from then on.
     ///
     /// # Errors
-    /// When librdkafka refuses a setting, which it names.
-    pub fn join(config: &Config) -> KafkaResult<Self> {
-        let mut settings = ClientConfig::new();
-        settings
-            .set("fetch.wait.max.ms", "100")
-            .set("queued.min.messages", "20000")
-            .set("queued.max.messages.kbytes", "16384")
-            .set("broker.address.family", "v4");
-        for setting in &config.kafka.settings {
-            settings.set(&setting.name, &setting.value);
-        }
+    /// When a setting is wrong, by its name.
+    pub fn join(config: &Config) -> Result<Self, connection::Error> {
+        let defaults = [
+            ("fetch.wait.max.ms", "100"),
+            ("queued.min.messages", "20000"),
+            ("queued.max.messages.kbytes", "16384"),
+        ];
+        let mut settings = config.kafka.connection.client_config("dashstream-ingest", &defaults)?;
         // What our promises rest on can't be set otherwise.
         settings
-            .set("bootstrap.servers", &config.kafka.brokers)
             .set("group.id", &config.kafka.group_id)
-            .set("client.id", "dashstream-ingest")
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", config.kafka.session_timeout.as_millis().to_string())
             .set("heartbeat.interval.ms", (config.kafka.session_timeout / 4).as_millis().to_string())
@@ -316,10 +314,18 @@ impl Consumer {
         let metadata = self.inner.fetch_metadata(Some(&self.context().topic), QUERY_TIMEOUT)?;
         let topic = metadata.topics().first();
         match topic.map(|topic| (topic.error(), topic.partitions().len())) {
-            Some((None, partitions)) => Ok(partitions),
+            Some((None, partitions)) => {
+                self.context().trouble.clear();
+                Ok(partitions)
+            }
             Some((Some(error), _)) => Err(KafkaError::MetadataFetch(error.into())),
             None => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic)),
         }
+    }
+
+    /// An error, with what Kafka's client complained of before it.
+    pub fn explain(&self, error: &KafkaError) -> String {
+        self.context().trouble.explain(error)
     }
 
     /// Commits positions with their epochs, for lag monitors and for a store that was emptied. Does not wait.

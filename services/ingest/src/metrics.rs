@@ -12,6 +12,8 @@ pub struct Metrics {
     pub live_subscribers: IntGauge,
     pub live_cut: IntCounter,
     pub partitions_owned: IntGauge,
+    pub topic_partitions: IntGauge,
+    topic_partition_changes: IntCounter,
     restarts: IntCounterVec,
     undecodable: IntCounterVec,
 }
@@ -57,6 +59,16 @@ impl Metrics {
                 "dashstream_ingest_partitions_owned",
                 "Partitions that this replica owns now.",
             )?,
+            topic_partitions: gauge(
+                registry,
+                "dashstream_ingest_topic_partitions",
+                "Partitions that the topic has; 0 until Kafka has said.",
+            )?,
+            topic_partition_changes: counter(
+                registry,
+                "dashstream_ingest_topic_partition_changes_total",
+                "Times that the topic was found to have another number of partitions than before.",
+            )?,
             restarts: counters(
                 registry,
                 "dashstream_ingest_pipeline_restarts_total",
@@ -76,6 +88,16 @@ impl Metrics {
     pub fn undecodable(&self, partition: i32, offset: u64, error: &Undecodable) {
         self.undecodable.with_label_values(&[error.label()]).inc();
         tracing::warn!(partition, offset, %error, "record does not decode; a gap takes its place");
+    }
+
+    /// Threads are bound to partitions by their number: one that goes on elsewhere has no order any more.
+    pub fn topic_partitions_changed(&self, before: usize, now: usize) {
+        self.topic_partition_changes.inc();
+        tracing::warn!(
+            before,
+            now,
+            "the topic has another number of partitions: threads that go on may have moved to another one"
+        );
     }
 
     pub fn restarted(&self, cause: &'static str) {
