@@ -2,6 +2,7 @@
 
 mod delivery;
 mod harness;
+mod kafka_security;
 mod kept;
 mod kills;
 mod legacy;
@@ -15,3 +16,4 @@ mod retention;
 mod store;
 mod store_faults;
 mod threads;
+mod topics;

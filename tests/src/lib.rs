@@ -4,10 +4,12 @@
 //! Everything listens on loopback, lives in a temporary folder and ends with the value that stands
 //! for it, or with the test process, however that ends.
 
+mod certificates;
 pub mod eventually;
 pub mod feed;
 mod folder;
 pub mod kafka;
+pub mod kafka_doors;
 mod net;
 pub mod proxy;
 pub mod redis;
@@ -22,6 +24,7 @@ pub use crate::{
     eventually::eventually,
     feed::{Feed, Log},
     kafka::Kafka,
+    kafka_doors::Door,
     proxy::Proxy,
     redis::Redis,
     services::{Kind, Service},

@@ -94,9 +94,8 @@ fn now_us() -> i64 {
 pub async fn run(config: Config, counts: Arc<Counts>, stop: CancellationToken) -> anyhow::Result<()> {
     let mut settings = config.kafka.client_config("dashstream-produce", &[("linger.ms", "5")])?;
     settings.set("enable.idempotence", "true").set("partitioner", "consistent_random");
-    let producer: ThreadedProducer<Deliveries> = settings
-        .create_with_context(Deliveries(Arc::clone(&counts)))
-        .context("make a Kafka producer")?;
+    let producer: ThreadedProducer<Deliveries> =
+        settings.create_with_context(Deliveries(Arc::clone(&counts))).context("make a Kafka producer")?;
     let seed = config.seed.unwrap_or_else(rand::random);
     let prefix = if config.seed.is_some() { String::new() } else { format!("{:04x}-", seed & 0xffff) };
     let mut runs = Runs::new(seed, config.threads as usize, &prefix, now_us());

@@ -234,7 +234,10 @@ pub async fn describe(config: &Describe) -> anyhow::Result<()> {
         // Compaction is what dead letters are for.
         Some(letters) => {
             let concerns = letters.concerns();
-            show(&letters, concerns.into_iter().filter(|it| *it != dashstream_kafka::topic::Concern::Compaction));
+            show(
+                &letters,
+                concerns.into_iter().filter(|it| *it != dashstream_kafka::topic::Concern::Compaction),
+            );
         }
         None => say(format_args!("{dlq}\n  there is no such topic")),
     }

@@ -4,8 +4,8 @@
 //! partition at the offset that the store asks for, and assigns it anew when it must go back. A partition
 //! queue is split off before its partition is assigned, so no record ever reaches the common queue.
 use crate::config::Config;
-use dashstream_kafka::{Trouble, connection};
 use dashstream_core::position::{Epoch, NextOffset, Partition};
+use dashstream_kafka::{Trouble, connection};
 use rdkafka::{
     ClientContext, Offset, Statistics, TopicPartitionList,
     consumer::{
@@ -211,6 +211,8 @@ impl Consumer {
                         "a record outside of its partition's queue: its pipeline starts anew"
                     );
                 }
+                // Which follows on why each of them is; that was told to the context.
+                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) => {}
                 Err(error) => tracing::warn!(%error, "kafka"),
             }
         }

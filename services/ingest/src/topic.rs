@@ -75,8 +75,7 @@ impl Check {
 
     async fn describe(&self) -> Result<Option<Topic>, String> {
         let kafka = &self.config.kafka;
-        let admin =
-            Admin::new(&kafka.connection, "dashstream-ingest").map_err(|error| error.to_string())?;
+        let admin = Admin::new(&kafka.connection, "dashstream-ingest").map_err(|error| error.to_string())?;
         let topic = admin.topic(&kafka.topic).await;
         // Which blocks for a moment, and nobody waits for.
         drop(tokio::task::spawn_blocking(move || drop(admin)));

@@ -18,6 +18,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// How long one question to the brokers may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most events that a complaint is looked for among.
+const EVENTS_MAX: usize = 1_000;
 
 /// Asks for topics and changes them. Dropping it blocks for up to a tenth of a second.
 pub struct Admin {
@@ -92,8 +94,13 @@ impl Admin {
         let asker = Arc::clone(&self.asker);
         let asked = tokio::task::spawn_blocking(move || {
             asker.fetch_metadata(None, QUERY_TIMEOUT).map_err(|error| {
-                // Complaints are heard only when it is polled; it has no records.
-                while asker.poll(Duration::ZERO).is_some() {}
+                // Complaints are heard only when it is polled, among other events; it has no records.
+                for _ in 0..EVENTS_MAX {
+                    if asker.context().last().is_some() {
+                        break;
+                    }
+                    drop(asker.poll(Duration::ZERO));
+                }
                 asker.context().explain(&error)
             })
         });
@@ -149,8 +156,7 @@ impl Admin {
         let resource = AlterConfig::new(ResourceSpecifier::Topic(name));
         let resource = own.iter().fold(resource, |resource, (name, value)| resource.set(name, value));
         let answered = self.client.alter_configs([&resource], &options()).await.map_err(unanswered)?;
-        let answered =
-            answered.into_iter().map(|answer| answer.map_err(|(_, code)| (name.to_owned(), code)));
+        let answered = answered.into_iter().map(|answer| answer.map_err(|(_, code)| (name.to_owned(), code)));
         only("set", name, answered).map(drop)
     }
 }
@@ -171,9 +177,9 @@ fn only<T>(
     topic: &str,
     answers: impl IntoIterator<Item = Result<T, (String, RDKafkaErrorCode)>>,
 ) -> Result<Option<T>, Error> {
-    answers
-        .into_iter()
-        .next()
-        .transpose()
-        .map_err(|(_, code)| Error::Refused { what, topic: topic.to_owned(), code })
+    answers.into_iter().next().transpose().map_err(|(_, code)| Error::Refused {
+        what,
+        topic: topic.to_owned(),
+        code,
+    })
 }

@@ -157,7 +157,9 @@ impl FromStr for Setting {
 pub enum Error {
     #[error("{setting} is needed: {because}")]
     Missing { setting: &'static str, because: String },
-    #[error("{setting} is set, but {protocol} makes no use of it; expected KAFKA_SECURITY_PROTOCOL={expected}")]
+    #[error(
+        "{setting} is set, but {protocol} makes no use of it; expected KAFKA_SECURITY_PROTOCOL={expected}"
+    )]
     Useless { setting: &'static str, protocol: &'static str, expected: &'static str },
     #[error("KAFKA_SASL_PASSWORD and KAFKA_SASL_PASSWORD_FILE are both set: expected one of them")]
     TwoPasswords,
@@ -230,9 +232,7 @@ impl Connection {
             config.set(&setting.name, &setting.value);
         }
         config.create_native_config().map_err(without_value)?;
-        config
-            .set("bootstrap.servers", &self.brokers)
-            .set("broker.address.family", self.family());
+        config.set("bootstrap.servers", &self.brokers).set("broker.address.family", self.family());
         security.apply(&mut config);
         Ok(config)
     }

@@ -126,8 +126,7 @@ impl Tls {
 impl Login {
     fn of(connection: &Connection) -> Result<Self, Error> {
         let because = "KAFKA_SECURITY_PROTOCOL is for a login";
-        let mechanism =
-            connection.sasl_mechanism.ok_or_else(|| missing("KAFKA_SASL_MECHANISM", because))?;
+        let mechanism = connection.sasl_mechanism.ok_or_else(|| missing("KAFKA_SASL_MECHANISM", because))?;
         let username = filled(connection.sasl_username.as_ref(), String::as_str);
         let username = username.ok_or_else(|| missing("KAFKA_SASL_USERNAME", because))?;
         let given = filled(connection.sasl_password.as_ref(), Secret::expose);
@@ -204,7 +203,10 @@ fn read(setting: &'static str, path: &PathBuf) -> Result<Vec<u8>, Error> {
 
 fn password_in(path: &PathBuf) -> Result<Secret, Error> {
     let setting = "KAFKA_SASL_PASSWORD_FILE";
-    let text = fs::read_to_string(path)
-        .map_err(|source| Error::Unreadable { setting, path: path.clone(), source })?;
+    let text = fs::read_to_string(path).map_err(|source| Error::Unreadable {
+        setting,
+        path: path.clone(),
+        source,
+    })?;
     text.trim_end_matches(['\r', '\n']).parse().or_else(|never: std::convert::Infallible| match never {})
 }

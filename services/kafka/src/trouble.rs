@@ -15,14 +15,16 @@ impl Trouble {
     /// Logs a complaint, and remembers it.
     pub fn note(&self, error: &KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
-        let text = match code.and_then(settings_behind) {
+        let text = match settings_behind(code, reason) {
             Some(settings) => format!("{reason} (see {settings})"),
             None => reason.to_owned(),
         };
-        tracing::warn!(%error, reason = text, "kafka");
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // That all brokers are down follows on why each is.
-        if last.is_none() || code != Some(RDKafkaErrorCode::AllBrokersDown) {
+        if last.is_some() && code == Some(RDKafkaErrorCode::AllBrokersDown) {
+            // It follows on why each of them is, again and again.
+            tracing::debug!(%error, reason = text, "kafka");
+        } else {
+            tracing::warn!(%error, reason = text, "kafka");
             *last = Some(text);
         }
     }
@@ -47,10 +49,12 @@ impl Trouble {
 }
 
 /// Which settings an operator looks at.
-fn settings_behind(code: RDKafkaErrorCode) -> Option<&'static str> {
-    if matches!(code, RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) {
+fn settings_behind(code: Option<RDKafkaErrorCode>, reason: &str) -> Option<&'static str> {
+    use RDKafkaErrorCode as Code;
+    if matches!(code, Some(Code::Authentication | Code::SaslAuthenticationFailed)) {
         Some("KAFKA_SASL_MECHANISM, KAFKA_SASL_USERNAME, KAFKA_SASL_PASSWORD")
-    } else if code == RDKafkaErrorCode::SSL {
+    } else if code == Some(Code::SSL) || reason.contains("SSL routines") {
+        // What OpenSSL finds while it reads comes as a connection that broke.
         Some("KAFKA_SECURITY_PROTOCOL, KAFKA_SSL_CA, KAFKA_SSL_CERTIFICATE, KAFKA_SSL_ENDPOINT_ALGORITHM")
     } else {
         None
@@ -74,10 +78,17 @@ mod tests {
         let trouble = Trouble::default();
         let unanswered = KafkaError::MetadataFetch(RDKafkaErrorCode::BrokerTransportFailure);
         assert_eq!(trouble.explain(&unanswered), unanswered.to_string());
-        trouble.note(&KafkaError::Global(RDKafkaErrorCode::Authentication), "the login is refused");
-        trouble.note(&KafkaError::Global(RDKafkaErrorCode::AllBrokersDown), "1/1 brokers are down");
-        let explained = trouble.explain(&unanswered);
-        assert!(explained.contains("the login is refused (see KAFKA_SASL_MECHANISM"), "{explained}");
+        for (code, reason, expected) in [
+            (RDKafkaErrorCode::Authentication, "refused", "refused (see KAFKA_SASL_MECHANISM"),
+            (RDKafkaErrorCode::AllBrokersDown, "1/1 brokers are down", "refused (see KAFKA_SASL_MECHANISM"),
+            (RDKafkaErrorCode::SSL, "handshake failed", "handshake failed (see KAFKA_SECURITY_PROTOCOL"),
+            (RDKafkaErrorCode::BrokerTransportFailure, "SSL routines: alert", "alert (see KAFKA_SECURITY"),
+            (RDKafkaErrorCode::BrokerTransportFailure, "Connection refused", "failure): Connection refused"),
+        ] {
+            trouble.note(&KafkaError::Global(code), reason);
+            let explained = trouble.explain(&unanswered);
+            assert!(explained.contains(expected), "{code}: {explained}");
+        }
         trouble.clear();
         assert_eq!(trouble.last(), None);
     }

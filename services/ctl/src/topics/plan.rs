@@ -179,11 +179,7 @@ fn writable(min_insync: usize, replication: usize) -> Verdict {
     if min_insync > replication { Verdict::Refuse("more than there are copies") } else { Verdict::Create }
 }
 
-fn compare<T: PartialEq + Copy>(
-    is: T,
-    asked: Option<T>,
-    otherwise: impl FnOnce(T, T) -> Verdict,
-) -> Verdict {
+fn compare<T: PartialEq + Copy>(is: T, asked: Option<T>, otherwise: impl FnOnce(T, T) -> Verdict) -> Verdict {
     match asked {
         None => Verdict::NotAsked,
         Some(asked) if asked == is => Verdict::Same,
@@ -242,11 +238,8 @@ mod tests {
     fn a_new_topic_is_as_asked_and_otherwise_as_by_default() {
         let asked = Asked { partitions: Some(4), ..nothing_asked() };
         let plan = Plan::new(None, &asked, &DEFAULTS);
-        let settings = [
-            ("cleanup.policy", "delete"),
-            ("min.insync.replicas", "2"),
-            ("retention.ms", "604800000"),
-        ];
+        let settings =
+            [("cleanup.policy", "delete"), ("min.insync.replicas", "2"), ("retention.ms", "604800000")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         assert_eq!(plan.step, Step::Create { partitions: 4, replication: 3, settings });
         assert!(plan.table(Outcome::Would).contains("would be made"), "{plan:?}");
@@ -256,8 +249,7 @@ mod tests {
     fn only_what_was_asked_for_is_changed_and_settings_of_others_stay() {
         assert_eq!(Plan::new(Some(&topic()), &nothing_asked(), &DEFAULTS).step, Step::Nothing);
         let hour = Some(Duration::from_secs(3600));
-        let same =
-            Asked { partitions: Some(8), min_insync: Some(2), retention: hour, ..nothing_asked() };
+        let same = Asked { partitions: Some(8), min_insync: Some(2), retention: hour, ..nothing_asked() };
         assert_eq!(Plan::new(Some(&topic()), &same, &DEFAULTS).step, Step::Nothing);
         let asked = Asked { partitions: Some(9), min_insync: Some(3), ..nothing_asked() };
         let own = [("min.insync.replicas", "3"), ("retention.ms", "3600000"), ("x", "y")];

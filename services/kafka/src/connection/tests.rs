@@ -56,7 +56,10 @@ fn settings_that_contradict_each_other_are_refused_by_name_and_without_secrets()
     let (ssl, sasl_ssl) = ("--kafka-security-protocol=ssl", "--kafka-security-protocol=sasl_ssl");
     let key_password = "--kafka-ssl-key-password=hunter2";
     for (args, expected) in [
-        (vec![ca], "KAFKA_SSL_CA is set, but plaintext makes no use of it; expected KAFKA_SECURITY_PROTOCOL=ssl"),
+        (
+            vec![ca],
+            "KAFKA_SSL_CA is set, but plaintext makes no use of it; expected KAFKA_SECURITY_PROTOCOL=ssl",
+        ),
         (vec![key_password], "KAFKA_SSL_KEY_PASSWORD is set, but plaintext"),
         (vec!["--kafka-sasl-password=hunter2"], "KAFKA_SASL_PASSWORD is set, but plaintext"),
         (vec![ssl, "--kafka-sasl-username=ingest"], "KAFKA_SASL_USERNAME is set, but ssl"),
@@ -73,7 +76,10 @@ fn settings_that_contradict_each_other_are_refused_by_name_and_without_secrets()
         ([login(&["password"]), vec!["--kafka-sasl-password="]].concat(), "KAFKA_SASL_PASSWORD or"),
         ([login(&["password"]), vec![&*unfilled]].concat(), "KAFKA_SASL_PASSWORD or a filled"),
         ([login(&["password"]), vec![&*absent]].concat(), "KAFKA_SASL_PASSWORD_FILE: read "),
-        ([login(&[]), vec![&*unfilled]].concat(), "KAFKA_SASL_PASSWORD and KAFKA_SASL_PASSWORD_FILE are both set"),
+        (
+            [login(&[]), vec![&*unfilled]].concat(),
+            "KAFKA_SASL_PASSWORD and KAFKA_SASL_PASSWORD_FILE are both set",
+        ),
         (vec!["--kafka-settings=sasl.password=hunter2"], "has a setting of its own, KAFKA_SASL_PASSWORD"),
         (vec!["--kafka-settings=sasl.passwrd=hunter2"], "sasl.passwrd: librdkafka has no such setting"),
         (vec!["--kafka-settings=linger.ms=hunter2"], "linger.ms: librdkafka does not take this value"),
@@ -102,7 +108,11 @@ fn what_is_said_to_librdkafka_is_what_was_set() {
         (vec![ssl], "security.protocol", Some("ssl")),
         (vec![ssl], "ssl.ca.location", Some("probe")),
         (vec![ssl], "ssl.endpoint.identification.algorithm", Some("https")),
-        (vec![ssl, "--kafka-ssl-endpoint-algorithm=none"], "ssl.endpoint.identification.algorithm", Some("none")),
+        (
+            vec![ssl, "--kafka-ssl-endpoint-algorithm=none"],
+            "ssl.endpoint.identification.algorithm",
+            Some("none"),
+        ),
         (vec![ssl, &*ca], "ssl.ca.location", Some(&*pem)),
         (vec![ssl, &certificate, &key], "ssl.certificate.location", Some(&*pem)),
         (vec![ssl, &certificate, &key], "ssl.key.location", Some(&*pem)),
