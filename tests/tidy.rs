@@ -78,10 +78,12 @@ fn crates_import_only_what_the_layout_allows() {
         match package {
             "proto" | "kit" => &[],
             "core" => &["proto"],
-            "producer" => &["proto", "core"],
-            "ingest" | "replay" | "gateway" => &["proto", "core", "kit"],
-            "ctl" => &["proto", "core", "kit", "producer", "ingest", "replay", "gateway"],
-            "tests" => &["proto", "core", "kit", "producer", "ingest", "replay", "gateway", "ctl"],
+            "producer" => &["proto", "core", "kafka"],
+            "kafka" => &["kit"],
+            "ingest" => &["proto", "core", "kit", "kafka"],
+            "replay" | "gateway" => &["proto", "core", "kit"],
+            "ctl" => &["proto", "core", "kit", "kafka", "producer", "ingest", "replay", "gateway"],
+            "tests" => &["proto", "core", "kit", "kafka", "producer", "ingest", "replay", "gateway", "ctl"],
             other => panic!("{other} is new: say here what it may import"),
         }
     };
@@ -96,7 +98,7 @@ fn crates_import_only_what_the_layout_allows() {
 #[test]
 fn each_outside_world_has_one_door() {
     let doors: [(&str, &[&str]); 3] = [
-        ("rdkafka", &["ingest", "producer", "ctl", "tests"]),
+        ("rdkafka", &["kafka", "ingest", "producer", "ctl", "tests"]),
         ("redis", &["replay", "tests"]),
         ("axum", &["gateway", "kit"]),
     ];
@@ -158,6 +160,15 @@ fn only_the_kit_reads_the_environment_and_spawns_tasks() {
     none(&findings(&[".rs"], environment, outside), "settings come through config.rs");
     let spawn = r"\btokio::(task::)?(spawn|spawn_local)\b|use tokio::task::\{[^}]*\bspawn\b";
     none(&findings(&[".rs"], spawn, outside), "tasks are spawned by kit::tasks, which drains them");
+}
+
+#[test]
+fn clients_of_kafka_are_configured_in_one_place() {
+    let elsewhere = |path: &str| !path.starts_with("services/kafka/") && !path.starts_with("tests/");
+    none(
+        &findings(&[".rs"], r"\bClientConfig::(new|default|from)\b", elsewhere),
+        "Kafka's security settings reach every client through dashstream_kafka::Connection",
+    );
 }
 
 #[test]

@@ -120,7 +120,7 @@ async fn ingest_stops_in_time_while_kafka_is_away() {
     replay.ready().await;
     let wires = [("KAFKA_BROKERS", kafka.brokers()), ("REPLAY_TARGETS", replay.address())];
     let mut settings: Vec<_> = wires.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    settings.push(("KAFKA_TOPIC", "runs"));
+    settings.extend([("KAFKA_TOPIC", "runs"), ("KAFKA_GROUP_ID", "runs")]);
     let ingest = Service::start(Kind::Ingest, &settings);
     ingest.ready().await;
     eventually("it owns all partitions", Duration::from_secs(20), async || {

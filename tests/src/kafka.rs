@@ -20,6 +20,7 @@ use rdkafka::{
 use crate::{
     Proxy, eventually,
     folder::Folder,
+    kafka_doors::{Door, Doors},
     net::free_port,
     warden::{Child, Inherit, Spec, Stop},
 };
@@ -38,6 +39,8 @@ pub struct Kafka {
     proxy: Proxy,
     admin: Arc<AdminClient<DefaultClientContext>>,
     folder: Folder,
+    /// Not every broker has more than the plain one.
+    doors: Option<Doors>,
 }
 
 impl Kafka {
@@ -47,8 +50,12 @@ impl Kafka {
     /// # Panics
     /// If Java or the jars are missing, or the broker does not come up.
     pub async fn start() -> Self {
+        Self::start_with(|| None).await
+    }
+
+    async fn start_with(doors: impl Fn() -> Option<Doors>) -> Self {
         for attempt in 1.. {
-            let kafka = Self::formatted().await;
+            let kafka = Self::formatted(doors()).await;
             match kafka.launch().await {
                 Ok(()) => return kafka,
                 // Another process may have taken a port between our choice and the broker's start.
@@ -60,7 +67,8 @@ impl Kafka {
     }
 
     /// The broker of all the tests that run at the same time in this process. Whoever comes first
-    /// starts it; it ends with its last user. Use topics of your own, and leave it running.
+    /// starts it; it ends with its last user. Use topics and users of your own, and leave it running.
+    /// It has every [`Door`].
     ///
     /// # Panics
     /// As [`Kafka::start`].
@@ -70,7 +78,7 @@ impl Kafka {
         if let Some(kafka) = shared.upgrade() {
             return kafka;
         }
-        let kafka = Arc::new(Self::start().await);
+        let kafka = Arc::new(Self::start_with(|| Some(Doors::new())).await);
         *shared = Arc::downgrade(&kafka);
         kafka
     }
@@ -88,6 +96,35 @@ impl Kafka {
     /// What breaks the connections of those clients on command.
     pub fn proxy(&self) -> &Proxy {
         &self.proxy
+    }
+
+    /// The address behind a door of the shared broker.
+    ///
+    /// # Panics
+    /// If this broker has none.
+    pub fn door(&self, door: Door) -> String {
+        format!("127.0.0.1:{}", self.doors().port(door))
+    }
+
+    /// A certificate or a key of the shared broker's doors: `ca.crt` is the broker's authority; `client.crt` lets in,
+    /// with `client.key` or `locked.key`; `stranger.crt` is an authority of nobody.
+    ///
+    /// # Panics
+    /// If this broker has no doors.
+    pub fn pem(&self, name: &str) -> PathBuf {
+        self.doors().path(name)
+    }
+
+    /// Makes a user of the shared broker for SCRAM-SHA-256 and SCRAM-SHA-512, or gives it another password.
+    ///
+    /// # Panics
+    /// If the broker refuses.
+    pub async fn set_password(&self, user: &str, password: &str) {
+        self.doors().set_password(&self.brokers(), user, password).await;
+    }
+
+    fn doors(&self) -> &Doors {
+        self.doors.as_ref().expect("only the shared broker has doors")
     }
 
     /// A client configuration that names this broker and reconnects quickly.
@@ -223,15 +260,15 @@ impl Kafka {
     }
 
     /// A folder with an empty log and the settings of a broker that is not running yet.
-    async fn formatted() -> Self {
+    async fn formatted(doors: Option<Doors>) -> Self {
         let folder = Folder::new("kafka");
         let (port, proxied_port, controller_port) = (free_port(), free_port(), free_port());
         let proxy = Proxy::to_kafka(&format!("127.0.0.1:{proxied_port}"));
         let ports = Ports { port, proxied_port, controller_port };
-        let settings = settings(&ports, &proxy.address(), &folder.join("data"));
+        let settings = settings(&ports, &proxy.address(), &folder.join("data"), doors.as_ref());
         fs::write(folder.join("server.properties"), settings).expect("write the broker's settings");
         let admin = client_config(&format!("127.0.0.1:{port}")).create().expect("make an admin client");
-        let kafka = Self { child: Mutex::new(None), port, proxy, admin: Arc::new(admin), folder };
+        let kafka = Self { child: Mutex::new(None), port, proxy, admin: Arc::new(admin), folder, doors };
 
         // Any 16 bytes in base64 name a cluster.
         let args =
@@ -354,17 +391,20 @@ struct Ports {
 
 /// Everything in one process and nothing replicated; short delays, so that what takes minutes in
 /// production (retention, compaction, expiry of sessions) can be watched in a test.
-fn settings(ports: &Ports, proxy: &str, data: &Path) -> String {
+fn settings(ports: &Ports, proxy: &str, data: &Path, doors: Option<&Doors>) -> String {
     let Ports { port, proxied_port, controller_port } = ports;
+    let listeners = doors.map(Doors::listeners).unwrap_or_default();
+    let protocols = doors.map(Doors::protocols).unwrap_or_default();
+    let security = doors.map(Doors::settings).unwrap_or_default();
     format!(
         "\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxied_port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://{proxy}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT
-controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://127.0.0.1:{proxied_port},CONTROLLER://127.0.0.1:{controller_port}{listeners}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},PROXIED://{proxy}{listeners}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT{protocols}
+{security}controller.listener.names=CONTROLLER
 log.dirs={data}
 auto.create.topics.enable=false
 

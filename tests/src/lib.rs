@@ -4,11 +4,13 @@
 //! Everything listens on loopback, lives in a temporary folder and ends with the value that stands
 //! for it, or with the test process, however that ends.
 
+mod certificates;
 pub mod collector;
 pub mod eventually;
 pub mod feed;
 mod folder;
 pub mod kafka;
+pub mod kafka_doors;
 pub mod letters;
 mod net;
 pub mod operator;
@@ -26,6 +28,7 @@ pub use crate::{
     eventually::eventually,
     feed::{Feed, Log},
     kafka::Kafka,
+    kafka_doors::Door,
     letters::letters,
     operator::Operator,
     proxy::Proxy,

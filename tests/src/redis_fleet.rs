@@ -4,14 +4,15 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use dashstream_replay::config;
 
 use crate::{
-    Redis, eventually,
+    Redis,
+    certificates::{authority, certificate},
+    eventually,
     folder::Folder,
     net::free_port,
     warden::{Child, Inherit, Spec},
@@ -265,8 +266,7 @@ impl Tls {
     /// If it does not answer, or `openssl` can't make certificates.
     pub async fn start(user: &[&str]) -> Self {
         let folder = Folder::new("tls");
-        let authority = &["-x509", "-subj", "/CN=authority", "-out", "ca.crt"];
-        openssl(&folder, &[&["req"], NEW_KEY, &["-keyout", "ca.key"], authority].concat());
+        authority(&folder, "ca");
         for name in ["server", "client"] {
             certificate(&folder, name);
         }
@@ -303,27 +303,6 @@ impl Tls {
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
-}
-
-const NEW_KEY: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-
-/// A key, and a certificate for 127.0.0.1 that the authority signed.
-fn certificate(folder: &Folder, name: &str) {
-    let [key, request, certificate] = ["key", "csr", "crt"].map(|ending| format!("{name}.{ending}"));
-    let subject = format!("/CN={name}");
-    let ask: &[&str] = &["-keyout", &key, "-subj", &subject, "-out", &request];
-    openssl(folder, &[&["req", "-new"], NEW_KEY, ask].concat());
-    fs::write(folder.join("extensions"), "subjectAltName=IP:127.0.0.1\n").expect("write extensions");
-    #[rustfmt::skip]
-    openssl(folder, &[
-        "x509", "-req", "-in", &request, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial",
-        "-extfile", "extensions", "-out", &certificate,
-    ]);
-}
-
-fn openssl(folder: &Folder, args: &[&str]) {
-    let output = Command::new("openssl").args(args).current_dir(folder.path()).output().expect("run openssl");
-    assert!(output.status.success(), "openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn split(redis: &Redis) -> (&'static str, String) {

@@ -23,6 +23,8 @@ pub struct Shape {
     pub redis: Vec<&'static str>,
     /// Settings in addition to the wiring, or instead of it.
     pub settings: Vec<(Kind, &'static str, String)>,
+    /// Settings of one replica each, by its number from 0.
+    pub replica_settings: Vec<(Kind, usize, &'static str, String)>,
 }
 
 /// How the parts reach one another.
@@ -47,6 +49,7 @@ impl Default for Shape {
             dead_letters: true,
             redis: Vec::new(),
             settings: Vec::new(),
+            replica_settings: Vec::new(),
         }
     }
 }
@@ -156,8 +159,6 @@ impl Wiring<'_> {
     }
 
     fn replicas(&self, kind: Kind, count: usize, wires: &[(&str, &str)]) -> Vec<Service> {
-        let own = self.shape.settings.iter().filter(|(of, ..)| *of == kind);
-        let own: Vec<_> = own.map(|(_, name, value)| (*name, value.as_str())).collect();
         let wires = match kind {
             Kind::Ingest => &[
                 wires,
@@ -171,9 +172,23 @@ impl Wiring<'_> {
             Kind::Replay => &[wires, &[("REPLAY_STORE", "redis")]].concat(),
             Kind::Gateway | Kind::Local => wires,
         };
+        (0..count).map(|replica| Service::start(kind, &self.settings(kind, replica, wires))).collect()
+    }
+
+    /// What one replica is told: its own settings, and the wires that these do not replace.
+    fn settings<'a>(
+        &'a self,
+        kind: Kind,
+        replica: usize,
+        wires: &[(&'a str, &'a str)],
+    ) -> Vec<(&'a str, &'a str)> {
+        let all = self.shape.settings.iter().filter(|(of, ..)| *of == kind);
+        let all = all.map(|(_, name, value)| (*name, value.as_str()));
+        let one = self.shape.replica_settings.iter().filter(|(of, at, ..)| (*of, *at) == (kind, replica));
+        // The later wins.
+        let own: Vec<_> = all.chain(one.map(|(.., name, value)| (*name, value.as_str()))).collect();
         let wires = wires.iter().filter(|(name, _)| !own.iter().any(|(given, _)| given == name));
-        let settings: Vec<_> = own.iter().chain(wires).copied().collect();
-        (0..count).map(|_| Service::start(kind, &settings)).collect()
+        own.iter().chain(wires).copied().collect()
     }
 
     fn links(&self, addresses: impl IntoIterator<Item = String>) -> Vec<Proxy> {

@@ -7,3 +7,4 @@ pub mod produce;
 pub mod runs;
 pub mod status;
 pub mod tail;
+pub mod topics;

@@ -8,6 +8,7 @@ use crate::{
 use anyhow::Context;
 use clap::{Args, FromArgMatches};
 use dashstream_core::{chain::Chain, codec};
+use dashstream_kafka::Connection;
 use dashstream_kit::{Kit, config::duration};
 use dashstream_proto::{
     log::v1::{Record, RecordKind},
@@ -35,9 +36,10 @@ pub struct Config {
     #[arg(long, env = "GATEWAY_GRPC_LISTEN", default_value = "127.0.0.1:7301")]
     pub grpc_listen: SocketAddr,
 
-    /// A real Kafka instead of the embedded broker: `host:port`, comma-separated. The topic must exist.
-    #[arg(long, env = "KAFKA_BROKERS")]
-    pub kafka_brokers: Option<String>,
+    /// Consumer group at a real Kafka. Unless given, one of this run's own, so that no two runs take each other's
+    /// partitions.
+    #[arg(long, env = "KAFKA_GROUP_ID")]
+    pub kafka_group_id: Option<String>,
 
     /// Topic to read and to produce to.
     #[arg(long, env = "KAFKA_TOPIC", default_value = "dashstream-events")]
@@ -62,6 +64,12 @@ pub struct Config {
     /// Runs of the demo agents at a time.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     pub threads: u32,
+
+    #[command(
+        flatten,
+        next_help_heading = "A real Kafka instead of the embedded broker; any of these, and its topic must exist"
+    )]
+    pub kafka: Option<Connection>,
 }
 
 /// The defaults of a service's own settings, as its command line has them.
@@ -76,21 +84,22 @@ fn defaults<T: Args + FromArgMatches>(settings: &[String]) -> anyhow::Result<T> 
 /// # Errors
 /// When an address is taken or a part does not start.
 pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
-    let embedded = if config.kafka_brokers.is_some() { None } else { Some(embedded_broker(&config)?) };
-    let brokers =
-        config.kafka_brokers.clone().or_else(|| embedded.as_ref().map(MockCluster::bootstrap_servers));
-    let brokers = brokers.context("no Kafka")?;
+    let embedded = if config.kafka.is_some() { None } else { Some(embedded_broker(&config)?) };
+    let embedded_kafka = embedded.as_ref().map(|broker| Connection::plaintext(broker.bootstrap_servers()));
+    let kafka = config.kafka.clone().or(embedded_kafka).context("no Kafka")?;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     let (replay, ingest) = (TcpListener::bind(any).await?, TcpListener::bind(any).await?);
     let http = bind(config.listen, "--listen").await?;
     let grpc = bind(config.grpc_listen, "--grpc-listen").await?;
     let addresses = (http.local_addr()?, grpc.local_addr()?);
-    let settings = Settings::new(&config, &brokers, replay.local_addr()?, ingest.local_addr()?);
+    let settings = Settings::new(&config, replay.local_addr()?, ingest.local_addr()?);
 
     let parts = ["gateway", "ingest", "replay"].map(|name| part(&kit, name));
     let [gateway_kit, ingest_kit, replay_kit] = parts.clone();
     let replay = dashstream_replay::run(defaults(&settings.replay)?, replay, replay_kit);
-    let ingest = dashstream_ingest::run(defaults(&settings.ingest)?, ingest, ingest_kit);
+    let mut ingest_config: dashstream_ingest::Config = defaults(&settings.ingest)?;
+    ingest_config.kafka.connection = kafka.clone();
+    let ingest = dashstream_ingest::run(ingest_config, ingest, ingest_kit);
     let gateway = dashstream_gateway::run(defaults(&settings.gateway)?, http, grpc, gateway_kit);
     let mut running = vec![
         kit.tasks.spawn_vital("replay", replay),
@@ -98,9 +107,9 @@ pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
         kit.tasks.spawn_vital("gateway", gateway),
     ];
 
-    introduce(&config, addresses, &brokers);
+    introduce(&config, addresses, &kafka.brokers);
     if config.rate > 0 {
-        let produce = demo(&config, brokers);
+        let produce = demo(&config, kafka);
         running.push(
             kit.tasks.spawn("demo agents", produce::run(produce, Arc::default(), kit.tasks.stop_token())),
         );
@@ -130,18 +139,18 @@ struct Settings {
 }
 
 impl Settings {
-    fn new(config: &Config, brokers: &str, replay: SocketAddr, ingest: SocketAddr) -> Self {
+    fn new(config: &Config, replay: SocketAddr, ingest: SocketAddr) -> Self {
         let store = match &config.redis_url {
             Some(url) => format!("--redis-url={url}"),
             None => "--store=memory".into(),
         };
         // The embedded broker can't look records up by time.
-        let refill = if config.kafka_brokers.is_some() { "retention" } else { "earliest" };
+        let refill = if config.kafka.is_some() { "retention" } else { "earliest" };
         Self {
             replay: vec![format!("--retention={}ms", config.retention.as_millis()), store],
             ingest: vec![
-                format!("--kafka-brokers={brokers}"),
                 format!("--kafka-topic={}", config.kafka_topic),
+                format!("--kafka-group-id={}", group_id(config)),
                 format!("--replay-targets={replay}"),
                 format!("--refill={refill}"),
             ],
@@ -154,9 +163,14 @@ impl Settings {
     }
 }
 
-fn demo(config: &Config, kafka_brokers: String) -> produce::Config {
+fn group_id(config: &Config) -> String {
+    let own = || format!("dashstream-local-{:08x}", rand::random::<u32>());
+    config.kafka_group_id.clone().filter(|given| !given.is_empty()).unwrap_or_else(own)
+}
+
+fn demo(config: &Config, kafka: Connection) -> produce::Config {
     produce::Config {
-        kafka_brokers,
+        kafka,
         kafka_topic: config.kafka_topic.clone(),
         rate: config.rate,
         count: 0,
@@ -188,7 +202,7 @@ fn embedded_broker(config: &Config) -> anyhow::Result<MockCluster<'static, Defau
 }
 
 fn introduce(config: &Config, (http, grpc): (SocketAddr, SocketAddr), brokers: &str) {
-    let kafka = if config.kafka_brokers.is_some() { "Kafka" } else { "embedded broker" };
+    let kafka = if config.kafka.is_some() { "Kafka" } else { "embedded broker" };
     let store = if config.redis_url.is_some() { "Redis" } else { "memory" };
     say(format_args!("DashStream is starting: {kafka} at {brokers}, records kept in {store}"));
     say(format_args!("  follow records   dashstream tail --url ws://{http}/ws"));

@@ -1,6 +1,6 @@
 //! `dashstream`: run, watch and feed a DashStream.
 use clap::{Parser, Subcommand};
-use dashstream_ctl::{local, produce, status, tail};
+use dashstream_ctl::{local, produce, status, tail, topics};
 use dashstream_kit::Kit;
 
 /// Run, watch and feed a DashStream.
@@ -26,6 +26,9 @@ enum Command {
     Tail(tail::Config),
     /// Show how far every partition is.
     Status(status::Config),
+    /// Make Kafka's topics as DashStream needs them, or look whether they are.
+    #[command(subcommand)]
+    Topics(topics::Command),
 }
 
 #[tokio::main]
@@ -38,6 +41,7 @@ async fn main() -> anyhow::Result<()> {
         }
         Command::Produce(config) => produce::command(config, dashstream_ctl::output::interrupted()).await,
         Command::Tail(config) => tail::run(config, dashstream_ctl::output::interrupted()).await.map(drop),
+        Command::Topics(command) => topics::run(command).await,
         Command::Status(config) => status::run(config, dashstream_ctl::output::interrupted()).await,
     }
 }

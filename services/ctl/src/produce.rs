@@ -2,8 +2,9 @@
 use crate::{output::say, runs::Runs};
 use anyhow::Context;
 use dashstream_core::codec;
+use dashstream_kafka::{Connection, Trouble};
 use rdkafka::{
-    ClientConfig, ClientContext,
+    ClientContext,
     error::{KafkaError, RDKafkaErrorCode},
     message::DeliveryResult,
     producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer},
@@ -26,9 +27,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, clap::Args)]
 #[group(id = "produce")]
 pub struct Config {
-    /// Brokers to begin with: `host:port`, comma-separated.
-    #[arg(long, env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092")]
-    pub kafka_brokers: String,
+    #[command(flatten)]
+    pub kafka: Connection,
 
     /// Topic to write.
     #[arg(long, env = "KAFKA_TOPIC", default_value = "dashstream-events")]
@@ -56,18 +56,28 @@ pub struct Config {
 pub struct Counts {
     pub delivered: AtomicU64,
     pub failed: AtomicU64,
+    /// Why none may be delivered now.
+    pub trouble: Trouble,
 }
 
 struct Deliveries(Arc<Counts>);
 
-impl ClientContext for Deliveries {}
+impl ClientContext for Deliveries {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.trouble.note(&error, reason);
+    }
+}
 
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, _opaque: ()) {
-        let count = if result.is_ok() { &self.0.delivered } else { &self.0.failed };
-        count.fetch_add(1, Ordering::Relaxed);
+        if result.is_ok() {
+            self.0.trouble.clear();
+            self.0.delivered.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.0.failed.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -82,14 +92,10 @@ fn now_us() -> i64 {
 /// # Errors
 /// When Kafka's settings are wrong, or records were lost: then the counts say how many.
 pub async fn run(config: Config, counts: Arc<Counts>, stop: CancellationToken) -> anyhow::Result<()> {
-    let producer: ThreadedProducer<Deliveries> = ClientConfig::new()
-        .set("bootstrap.servers", &config.kafka_brokers)
-        .set("enable.idempotence", "true")
-        .set("partitioner", "consistent_random")
-        .set("linger.ms", "5")
-        .set("broker.address.family", "v4")
-        .create_with_context(Deliveries(Arc::clone(&counts)))
-        .context("make a Kafka producer")?;
+    let mut settings = config.kafka.client_config("dashstream-produce", &[("linger.ms", "5")])?;
+    settings.set("enable.idempotence", "true").set("partitioner", "consistent_random");
+    let producer: ThreadedProducer<Deliveries> =
+        settings.create_with_context(Deliveries(Arc::clone(&counts))).context("make a Kafka producer")?;
     let seed = config.seed.unwrap_or_else(rand::random);
     let prefix = if config.seed.is_some() { String::new() } else { format!("{:04x}-", seed & 0xffff) };
     let mut runs = Runs::new(seed, config.threads as usize, &prefix, now_us());
@@ -116,10 +122,11 @@ pub async fn run(config: Config, counts: Arc<Counts>, stop: CancellationToken) -
     }
     let flushed = tokio::task::spawn_blocking(move || producer.flush(FLUSH_TIMEOUT)).await?;
     let failed = counts.failed.load(Ordering::Relaxed);
+    let why = counts.trouble.last().map(|reason| format!(": {reason}")).unwrap_or_default();
     flushed.with_context(|| {
-        format!("{} of {sent} records delivered", counts.delivered.load(Ordering::Relaxed))
+        format!("{} of {sent} records delivered{why}", counts.delivered.load(Ordering::Relaxed))
     })?;
-    anyhow::ensure!(failed == 0, "{failed} of {sent} records were not delivered");
+    anyhow::ensure!(failed == 0, "{failed} of {sent} records were not delivered{why}");
     Ok(())
 }
 
@@ -160,7 +167,8 @@ pub async fn command(config: Config, stop: CancellationToken) -> anyhow::Result<
             }
             _ = ticks.tick() => {
                 let delivered = counts.delivered.load(Ordering::Relaxed);
-                say(format_args!("{delivered} records delivered, {:.0} a second", rate(delivered)));
+                let why = counts.trouble.last().map(|reason| format!("; {reason}")).unwrap_or_default();
+                say(format_args!("{delivered} records delivered, {:.0} a second{why}", rate(delivered)));
             }
         }
     }

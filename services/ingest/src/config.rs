@@ -1,8 +1,10 @@
 //! Settings of the ingest service.
 use crate::dlq;
+use clap::builder::NonEmptyStringValueParser;
 use dashstream_core::policy::Policy;
+use dashstream_kafka::Connection;
 use dashstream_kit::config::{Targets, byte_size, duration};
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 /// Settings of the ingest service.
 #[derive(Clone, Debug, clap::Args)]
@@ -92,16 +94,17 @@ pub enum Refill {
 /// How Kafka is reached and read.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Kafka {
-    /// Brokers to begin with: `host:port`, comma-separated.
-    #[arg(long = "kafka-brokers", env = "KAFKA_BROKERS", default_value = "127.0.0.1:9092")]
-    pub brokers: String,
+    #[command(flatten)]
+    pub connection: Connection,
 
     /// Topic to read.
     #[arg(long = "kafka-topic", env = "KAFKA_TOPIC", default_value = "dashstream-events")]
     pub topic: String,
 
-    /// Consumer group. All replicas of one deployment share it, and no other program may use it.
-    #[arg(long = "kafka-group-id", env = "KAFKA_GROUP_ID", default_value = "dashstream-ingest")]
+    /// Consumer group, such as `dashstream-staging`. All replicas of one deployment share it; another deployment or
+    /// program in it would take partitions away from them.
+    #[arg(long = "kafka-group-id", env = "KAFKA_GROUP_ID", value_name = "KAFKA_GROUP_ID",
+          value_parser = NonEmptyStringValueParser::new())]
     pub group_id: String,
 
     /// Name of this member that outlives the process, such as the pod's. With it a restart within the session
@@ -112,35 +115,6 @@ pub struct Kafka {
     /// How long the group waits for a member that is gone before its partitions move.
     #[arg(long = "kafka-session-timeout", env = "KAFKA_SESSION_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub session_timeout: Duration,
-
-    /// Further settings of librdkafka, `name=value` comma-separated, such as `security.protocol=ssl`.
-    #[arg(long = "kafka-settings", env = "KAFKA_SETTINGS", value_delimiter = ',', hide_env_values = true)]
-    pub settings: Vec<Setting>,
-}
-
-/// One setting of librdkafka.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Setting {
-    pub name: String,
-    pub value: String,
-}
-
-impl std::fmt::Debug for Setting {
-    /// Without the value, which may be a password.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}=***", self.name)
-    }
-}
-
-impl FromStr for Setting {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once('=') {
-            Some((name, value)) if !name.is_empty() => Ok(Self { name: name.into(), value: value.into() }),
-            _ => Err("expected name=value".into()),
-        }
-    }
 }
 
 impl Config {

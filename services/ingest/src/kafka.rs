@@ -5,8 +5,9 @@
 //! queue is split off before its partition is assigned, so no record ever reaches the common queue.
 use crate::config::Config;
 use dashstream_core::position::{NextOffset, Partition};
+use dashstream_kafka::{Trouble, connection};
 use rdkafka::{
-    ClientConfig, ClientContext, Offset, Statistics, TopicPartitionList,
+    ClientContext, Offset, Statistics, TopicPartitionList,
     consumer::{
         BaseConsumer, CommitMode, Consumer as _, ConsumerContext, StreamConsumer,
         stream_consumer::StreamPartitionQueue,
@@ -66,6 +67,7 @@ pub struct Context {
     running: Mutex<BTreeMap<Partition, u32>>,
     ended: Condvar,
     revoke_timeout: Duration,
+    trouble: Trouble,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -82,6 +84,7 @@ impl Context {
             running: Mutex::default(),
             ended: Condvar::default(),
             revoke_timeout,
+            trouble: Trouble::default(),
         }
     }
 
@@ -140,7 +143,7 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka");
+        self.trouble.note(&error, reason);
     }
 }
 
@@ -178,39 +181,23 @@ impl std::fmt::Debug for Consumer {
     }
 }
 
-/// How Kafka is reached, for whatever client.
-pub fn client(config: &Config) -> ClientConfig {
-    let mut settings = ClientConfig::new();
-    settings.set("broker.address.family", "v4").set("client.id", "dashstream-ingest");
-    for setting in &config.kafka.settings {
-        settings.set(&setting.name, &setting.value);
-    }
-    settings.set("bootstrap.servers", &config.kafka.brokers);
-    settings
-}
-
 impl Consumer {
     /// Joins the group. [`Self::serve`] must run from then on.
     ///
     /// # Errors
-    /// When librdkafka refuses a setting, which it names.
-    pub fn join(config: &Config) -> KafkaResult<Self> {
-        let mut settings = ClientConfig::new();
-        settings
-            .set("fetch.wait.max.ms", "100")
+    /// When a setting is wrong, by its name.
+    pub fn join(config: &Config) -> Result<Self, connection::Error> {
+        let defaults = [
+            ("fetch.wait.max.ms", "100"),
+            ("queued.min.messages", "20000"),
+            ("queued.max.messages.kbytes", "16384"),
             // How soon a topic that is made anew, or given more partitions, is noticed.
-            .set("topic.metadata.refresh.interval.ms", "10000")
-            .set("queued.min.messages", "20000")
-            .set("queued.max.messages.kbytes", "16384")
-            .set("broker.address.family", "v4");
-        for setting in &config.kafka.settings {
-            settings.set(&setting.name, &setting.value);
-        }
+            ("topic.metadata.refresh.interval.ms", "10000"),
+        ];
+        let mut settings = config.kafka.connection.client_config("dashstream-ingest", &defaults)?;
         // What our promises rest on can't be set otherwise.
         settings
-            .set("bootstrap.servers", &config.kafka.brokers)
             .set("group.id", &config.kafka.group_id)
-            .set("client.id", "dashstream-ingest")
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", config.kafka.session_timeout.as_millis().to_string())
             .set("heartbeat.interval.ms", (config.kafka.session_timeout / 4).as_millis().to_string())
@@ -251,6 +238,8 @@ impl Consumer {
                         "a record outside of its partition's queue: its pipeline starts anew"
                     );
                 }
+                // Which follows on why each of them is; that was told to the context.
+                Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) => {}
                 Err(error) => tracing::warn!(%error, "kafka"),
             }
         }
@@ -358,10 +347,18 @@ impl Consumer {
         let metadata = self.inner.fetch_metadata(Some(&self.context().topic), QUERY_TIMEOUT)?;
         let topic = metadata.topics().first();
         match topic.map(|topic| (topic.error(), topic.partitions().len())) {
-            Some((None, partitions)) => Ok(partitions),
+            Some((None, partitions)) => {
+                self.context().trouble.clear();
+                Ok(partitions)
+            }
             Some((Some(error), _)) => Err(KafkaError::MetadataFetch(error.into())),
             None => Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic)),
         }
+    }
+
+    /// An error, with what Kafka's client complained of before it.
+    pub fn explain(&self, error: &KafkaError) -> String {
+        self.context().trouble.explain(error)
     }
 
     /// Commits positions, for lag monitors and for what the next owner must know. Does not wait.

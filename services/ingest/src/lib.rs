@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod owned;
 pub mod partition;
 pub mod threads;
+pub mod topic;
 
 use brake::Brake;
 pub use config::Config;
@@ -72,7 +73,7 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
 
     let consumer = Consumer::join(&config)?;
     let dlq_metrics = dlq::Metrics::register(&kit.registry)?;
-    let client = kafka::client(&config);
+    let client = config.kafka.connection.client_config("dashstream-ingest-dlq", &[])?;
     let letters = dlq::DeadLetters::new(&client, &config.kafka.topic, &config.dlq, dlq_metrics)?;
     let stop = kit.tasks.stop_token();
     let group = CancellationToken::new();
@@ -80,14 +81,15 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
     let latch = kit.readiness.latch("kafka");
     let guard = brake.clone().guard(kit.readiness.latch("consumption"), stop.clone());
     kit.tasks.spawn("brake", guard);
-    kit.tasks.spawn("topic", watch_topic(consumer.clone(), partition_count, latch, stop.clone()));
+    let replay = ReplayServiceClient::new(kit_grpc::channel(&kit, &config.replay_targets))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let check = topic::Check::new(Arc::clone(&config), replay.clone(), metrics.clone());
+    kit.tasks.spawn("topic", watch_topic(consumer.clone(), partition_count, check, latch, stop.clone()));
     kit.tasks.spawn("heartbeats", beat(owned.clone(), live.clone(), config.heartbeat, stop.clone()));
     kit.tasks.spawn("brokers", watch_brokers(consumer.clone(), metrics.clone(), stop.clone()));
     kit.tasks.spawn("commits", commit(consumer.clone(), owned.clone(), stop.clone()));
 
-    let replay = ReplayServiceClient::new(kit_grpc::channel(&kit, &config.replay_targets))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let tasks = kit.tasks.clone();
     let parts = partition::Parts {
         config,
@@ -195,17 +197,25 @@ fn start(
 }
 
 /// Ready once the topic is known.
-async fn watch_topic(consumer: Consumer, count: Arc<AtomicI32>, latch: Latch, stop: CancellationToken) {
+async fn watch_topic(
+    consumer: Consumer,
+    count: Arc<AtomicI32>,
+    mut check: topic::Check,
+    latch: Latch,
+    stop: CancellationToken,
+) {
     loop {
         let asked = consumer.clone();
-        let pause = match tokio::task::spawn_blocking(move || asked.partition_count()).await {
+        let ask = move || asked.partition_count().map_err(|error| asked.explain(&error));
+        let pause = match tokio::task::spawn_blocking(ask).await {
             Ok(Ok(partitions)) => {
                 count.store(i32::try_from(partitions).unwrap_or(i32::MAX), Ordering::Relaxed);
                 latch.ready();
+                stop.run_until_cancelled(check.on_partitions(partitions)).await;
                 TOPIC_INTERVAL
             }
             Ok(Err(error)) => {
-                latch.not_ready(error.to_string());
+                latch.not_ready(error);
                 TOPIC_RETRY
             }
             Err(_) => TOPIC_RETRY,

@@ -26,6 +26,8 @@ pub struct Metrics {
     pub partitions_owned: IntGauge,
     pub brokers_up: IntGauge,
     pub brokers: IntGauge,
+    pub topic_partitions: IntGauge,
+    topic_partition_changes: IntCounter,
     restarts: IntCounterVec,
     bad: IntCounterVec,
     bad_by_age: IntCounterVec,
@@ -87,6 +89,14 @@ impl Metrics {
             )?,
             brokers_up: gauge("dashstream_ingest_kafka_brokers_up", "Brokers with a connection now.")?,
             brokers: gauge("dashstream_ingest_kafka_brokers", "Brokers of the Kafka cluster.")?,
+            topic_partitions: gauge(
+                "dashstream_ingest_topic_partitions",
+                "Partitions that the topic has; 0 until Kafka has said.",
+            )?,
+            topic_partition_changes: counter(
+                "dashstream_ingest_topic_partition_changes_total",
+                "Times that the topic was found to have another number of partitions than before.",
+            )?,
             restarts: counters(
                 "dashstream_ingest_pipeline_restarts_total",
                 "Pipelines that went back to what replay holds, by cause.",
@@ -192,6 +202,16 @@ impl Metrics {
     pub fn watermarks_failed(&self, partition: i32, error: &rdkafka::error::KafkaError) {
         self.watermark_failures.inc();
         tracing::warn!(partition, %error, "watermarks unknown for now");
+    }
+
+    /// Threads are bound to partitions by their number: one that goes on elsewhere has no order any more.
+    pub fn topic_partitions_changed(&self, before: usize, now: usize) {
+        self.topic_partition_changes.inc();
+        tracing::warn!(
+            before,
+            now,
+            "the topic has another number of partitions: threads that go on may have moved to another one"
+        );
     }
 
     pub fn restarted(&self, cause: &'static str) {
