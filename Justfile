@@ -172,6 +172,12 @@ test-e2e *filter:
 test-tidy:
     cargo test --workspace --locked --test tidy
 
+# Measure ingest on a Kafka and a Redis of its own: `just bench-ingest --records 1000000`
+[group('bench')]
+bench-ingest *args:
+    cargo build --release --locked --bin dashstream-ingest --bin dashstream-replay
+    cargo bench --locked --package dashstream-tests --bench ingest -- {{ args }}
+
 # Measure the store on a Redis of its own, against plain Redis and the predecessor's layout: `just bench --json FILE`
 [group('bench')]
 bench *args:
