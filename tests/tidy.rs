@@ -164,7 +164,7 @@ fn only_the_kit_reads_the_environment_and_spawns_tasks() {
 
 #[test]
 fn clients_of_kafka_are_configured_in_one_place() {
-    let elsewhere = |path: &str| !path.starts_with("services/kafka/") && !path.starts_with("tests/");
+    let elsewhere = |path: &str| !path.starts_with("services/kafka/") && !is_test(path);
     none(
         &findings(&[".rs"], r"\bClientConfig::(new|default|from)\b", elsewhere),
         "Kafka's security settings reach every client through dashstream_kafka::Connection",
