@@ -16,9 +16,9 @@ enum Command {
     /// Run everything in this process, on embedded parts, with demo agents.
     Local {
         #[command(flatten)]
-        local: Box<local::Config>,
-        #[command(flatten)]
         kit: dashstream_kit::config::Config,
+        #[command(flatten)]
+        local: Box<local::Config>,
     },
     /// Write runs of demo agents to Kafka.
     Produce(produce::Config),
@@ -34,7 +34,7 @@ enum Command {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Command::Local { local, kit: kit_config } => {
+        Command::Local { kit: kit_config, local } => {
             let kit = Kit::start("local", &kit_config).await?;
             local::run(*local, kit.clone()).await?;
             kit.drain(kit_config.drain_timeout).await

@@ -64,7 +64,7 @@ pub struct Names {
     pub topic: String,
 
     /// Topic of dead letters. The topic's name with `-dlq` unless given.
-    #[arg(long = "kafka-dlq-topic", env = "KAFKA_DLQ_TOPIC")]
+    #[arg(long = "dlq-topic", env = "KAFKA_DLQ_TOPIC")]
     pub dlq_topic: Option<String>,
 }
 

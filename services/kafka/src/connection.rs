@@ -254,15 +254,13 @@ impl Connection {
 
 /// librdkafka's error shows the value of the setting that it refuses, which may be a password.
 fn without_value(error: KafkaError) -> Error {
-    match error {
-        KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, _, name, _) => {
-            Error::Refused { name, why: "librdkafka has no such setting" }
-        }
-        KafkaError::ClientConfig(_, _, name, _) => {
-            Error::Refused { name, why: "librdkafka does not take this value" }
-        }
-        other => Error::Client(other),
-    }
+    let KafkaError::ClientConfig(result, _, name, _) = error else { return Error::Client(error) };
+    let why = if result == RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN {
+        "librdkafka has no such setting"
+    } else {
+        "librdkafka does not take this value"
+    };
+    Error::Refused { name, why }
 }
 
 #[cfg(test)]

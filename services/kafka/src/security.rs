@@ -208,5 +208,5 @@ fn password_in(path: &PathBuf) -> Result<Secret, Error> {
         path: path.clone(),
         source,
     })?;
-    text.trim_end_matches(['\r', '\n']).parse().or_else(|never: std::convert::Infallible| match never {})
+    text.trim_end_matches(['\r', '\n']).parse().map_err(|never: std::convert::Infallible| match never {})
 }

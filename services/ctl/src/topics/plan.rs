@@ -93,7 +93,10 @@ impl Plan {
         let mut rows = vec![
             row("partitions", partitions.to_string()),
             row("replication.factor", replication.to_string()),
-            Row { verdict: writable(min_insync, replication), ..row(MIN_INSYNC, min_insync.to_string()) },
+            Row {
+                verdict: if_writable(min_insync, replication, Verdict::Create),
+                ..row(MIN_INSYNC, min_insync.to_string())
+            },
             row(RETENTION, age(Some(retention))),
         ];
         rows.extend(defaults.settings.iter().map(|(name, value)| row(name, (*value).to_owned())));
@@ -110,10 +113,7 @@ impl Plan {
             Verdict::Refuse("copies are moved by kafka-reassign-partitions")
         });
         let min_insync = compare(topic.min_insync, asked.min_insync, |_, asked| {
-            match writable(asked, topic.replication) {
-                Verdict::Create => Verdict::Change,
-                other => other,
-            }
+            if_writable(asked, topic.replication, Verdict::Change)
         });
         let retention = compare(topic.retention, asked.retention.map(Some), |_, _| Verdict::Change);
         let mut own = topic.own.clone();
@@ -175,8 +175,9 @@ impl Verdict {
 const MIN_INSYNC: &str = "min.insync.replicas";
 const RETENTION: &str = "retention.ms";
 
-fn writable(min_insync: usize, replication: usize) -> Verdict {
-    if min_insync > replication { Verdict::Refuse("more than there are copies") } else { Verdict::Create }
+/// Nothing could be written that waits for more copies than there are.
+fn if_writable(min_insync: usize, replication: usize, verdict: Verdict) -> Verdict {
+    if min_insync > replication { Verdict::Refuse("more than there are copies") } else { verdict }
 }
 
 fn compare<T: PartialEq + Copy>(is: T, asked: Option<T>, otherwise: impl FnOnce(T, T) -> Verdict) -> Verdict {
