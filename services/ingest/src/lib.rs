@@ -1,7 +1,7 @@
 //! The ingest service: reads Kafka, appends to replay, and feeds what is durable live, one pipeline for each
 //! partition that it owns.
 use dashstream_core::position::Partition;
-use dashstream_kit::{Kit, grpc as kit_grpc, ops::Latch};
+use dashstream_kit::{Kit, grpc as kit_grpc};
 use dashstream_proto::{
     DESCRIPTORS, ingest::v1::ingest_service_server::IngestServiceServer,
     replay::v1::replay_service_client::ReplayServiceClient,
@@ -9,10 +9,7 @@ use dashstream_proto::{
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicI32, Ordering},
-    },
+    sync::{Arc, atomic::AtomicI32},
     time::Duration,
 };
 use tokio::{net::TcpListener, runtime::Handle, sync::oneshot, task::JoinHandle};
@@ -30,87 +27,44 @@ pub mod owned;
 pub mod partition;
 pub mod threads;
 pub mod topic;
+mod watch;
 
-use brake::Brake;
 pub use config::Config;
 use kafka::Consumer;
 
 /// Largest gRPC message: a batch of one record of the largest payload, and some.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
-/// Rates are counted in seconds.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the last handle of the consumer looks whether it is.
 const LAST_POLL: Duration = Duration::from_millis(5);
 /// How long leaving the group may take at the end.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
-const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-const TOPIC_INTERVAL: Duration = Duration::from_secs(10);
-const TOPIC_RETRY: Duration = Duration::from_millis(500);
 
 /// Serves until the kit stops; then what is in flight is stored and committed.
 ///
 /// # Errors
 /// When a setting is wrong or a metric's name is taken.
 pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Result<()> {
-    let config = Arc::new(config);
-    let metrics = metrics::Metrics::register(&kit.registry)?;
-    let owned = owned::Owned::default();
-    let live = live::Live::new(config.live_buffer_bytes, metrics.clone());
-    metrics::Partitions::register(owned.clone(), &kit.registry)?;
+    let parts = parts(config, listener.local_addr()?, &kit)?;
+    tracing::info!(listen = %listener.local_addr()?, topic = parts.config.kafka.topic, "ingest started");
+    let (stop, group) = (kit.tasks.stop_token(), CancellationToken::new());
+    let left = serve_group(parts.consumer.clone(), group.clone())?;
     let partition_count = Arc::new(AtomicI32::new(0));
-    let owner: Arc<str> = owner(&config, listener.local_addr()?).into();
-    let brake = Brake::default();
     let service = grpc::Ingest {
-        config: Arc::clone(&config),
-        owner: Arc::clone(&owner),
-        owned: owned.clone(),
-        brake: brake.clone(),
-        live: live.clone(),
+        config: Arc::clone(&parts.config),
+        owner: Arc::clone(&parts.owner),
+        owned: parts.owned.clone(),
+        brake: parts.brake.clone(),
+        live: parts.live.clone(),
         partition_count: Arc::clone(&partition_count),
         tasks: kit.tasks.clone(),
     };
-    tracing::info!(listen = %listener.local_addr()?, topic = config.kafka.topic, "ingest started");
-
-    let consumer = Consumer::join(&config)?;
-    let dlq_metrics = dlq::Metrics::register(&kit.registry)?;
-    let client = config.kafka.connection.client_config("dashstream-ingest-dlq", &[])?;
-    let letters = dlq::DeadLetters::new(&client, &config.kafka.topic, &config.dlq, dlq_metrics)?;
-    let stop = kit.tasks.stop_token();
-    let group = CancellationToken::new();
-    let left = serve_group(consumer.clone(), group.clone())?;
-    let latch = kit.readiness.latch("kafka");
-    let guard = brake.clone().guard(kit.readiness.latch("consumption"), stop.clone());
-    kit.tasks.spawn("brake", guard);
-    let replay = ReplayServiceClient::new(kit_grpc::channel(&kit, &config.replay_targets))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let check = topic::Check::new(Arc::clone(&config), replay.clone(), metrics.clone());
-    kit.tasks.spawn("topic", watch_topic(consumer.clone(), partition_count, check, latch, stop.clone()));
-    kit.tasks.spawn("heartbeats", beat(owned.clone(), live.clone(), config.heartbeat, stop.clone()));
-    kit.tasks.spawn("brokers", watch_brokers(consumer.clone(), metrics.clone(), stop.clone()));
-    kit.tasks.spawn("commits", commit(consumer.clone(), owned.clone(), stop.clone()));
-
-    let tasks = kit.tasks.clone();
-    let parts = partition::Parts {
-        config,
-        owner,
-        consumer: consumer.clone(),
-        replay,
-        owned,
-        live,
-        letters,
-        threads: threads::Threads::default(),
-        brake,
-        metrics,
-        tasks,
-    };
+    watch::start(&kit, &parts, partition_count);
     let pipelines = kit.tasks.spawn("pipelines", keep_pipelines(parts, stop));
 
     let service = IngestServiceServer::new(service).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let served = kit_grpc::serve(&kit, listener, DESCRIPTORS, tonic::service::Routes::new(service)).await;
     // The group is served until all is stored and committed, and left behind that.
     pipelines.await?;
-    drop(consumer);
     group.cancel();
     if tokio::time::timeout(LEAVE_TIMEOUT, left).await.is_err() {
         tracing::warn!(
@@ -118,6 +72,32 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
         );
     }
     served
+}
+
+/// What pipelines need, made once.
+fn parts(config: Config, listen: SocketAddr, kit: &Kit) -> anyhow::Result<partition::Parts> {
+    let config = Arc::new(config);
+    let metrics = metrics::Metrics::register(&kit.registry)?;
+    let owned = owned::Owned::default();
+    metrics::Partitions::register(owned.clone(), &kit.registry)?;
+    let dlq_metrics = dlq::Metrics::register(&kit.registry)?;
+    let client = config.kafka.connection.client_config("dashstream-ingest-dlq", &[])?;
+    let replay = ReplayServiceClient::new(kit_grpc::channel(kit, &config.replay_targets))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Ok(partition::Parts {
+        owner: owner(&config, listen).into(),
+        consumer: Consumer::join(&config)?,
+        replay,
+        owned,
+        live: live::Live::new(config.live_buffer_bytes, metrics.clone()),
+        letters: dlq::DeadLetters::new(&client, &config.kafka.topic, &config.dlq, dlq_metrics)?,
+        threads: threads::Threads::default(),
+        brake: brake::Brake::default(),
+        metrics,
+        tasks: kit.tasks.clone(),
+        config,
+    })
 }
 
 /// What this replica is called.
@@ -194,69 +174,4 @@ fn start(
         partition::run(parts, partition, stop).await;
         consumer.ended(partition);
     })
-}
-
-/// Ready once the topic is known.
-async fn watch_topic(
-    consumer: Consumer,
-    count: Arc<AtomicI32>,
-    mut check: topic::Check,
-    latch: Latch,
-    stop: CancellationToken,
-) {
-    loop {
-        let asked = consumer.clone();
-        let ask = move || asked.partition_count().map_err(|error| asked.explain(&error));
-        let pause = match tokio::task::spawn_blocking(ask).await {
-            Ok(Ok(partitions)) => {
-                count.store(i32::try_from(partitions).unwrap_or(i32::MAX), Ordering::Relaxed);
-                latch.ready();
-                stop.run_until_cancelled(check.on_partitions(partitions)).await;
-                TOPIC_INTERVAL
-            }
-            Ok(Err(error)) => {
-                latch.not_ready(error);
-                TOPIC_RETRY
-            }
-            Err(_) => TOPIC_RETRY,
-        };
-        if stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
-            return;
-        }
-    }
-}
-
-async fn beat(owned: owned::Owned, live: live::Live, interval: Duration, stop: CancellationToken) {
-    let (mut beats, mut samples) = (tokio::time::interval(interval), tokio::time::interval(SAMPLE_INTERVAL));
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = samples.tick() => owned.sample(),
-            _ = beats.tick() => owned.heartbeats().into_iter().for_each(|heartbeat| live.heartbeat(heartbeat)),
-        }
-    }
-}
-
-async fn watch_brokers(consumer: Consumer, metrics: metrics::Metrics, stop: CancellationToken) {
-    let mut known = consumer.known();
-    while let Some(Ok(())) = stop.run_until_cancelled(known.changed()).await {
-        let known = known.borrow_and_update();
-        metrics.brokers_up.set(known.brokers_up as i64);
-        metrics.brokers.set(known.brokers as i64);
-    }
-}
-
-async fn commit(consumer: Consumer, owned: owned::Owned, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(COMMIT_INTERVAL);
-    let mut committed = Vec::new();
-    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        let positions = owned.positions();
-        if positions == committed {
-            continue;
-        }
-        match consumer.commit(&positions) {
-            Ok(()) => committed = positions,
-            Err(error) => tracing::warn!(%error, "commit"),
-        }
-    }
 }

@@ -10,29 +10,26 @@ use dashstream_proto::log::v1::Batch;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry, Result};
 
 mod partitions;
+mod source;
 
 pub use partitions::Partitions;
+pub use source::Source;
 
 #[derive(Clone, Debug)]
 pub struct Metrics {
+    /// What Kafka is like.
+    pub source: Source,
     records: IntCounterVec,
     pub stored_batches: IntCounter,
     pub append_seconds: Histogram,
     hop_seconds: HistogramVec,
-    pub lost_offsets: IntCounter,
     pub abandoned_batches: IntCounter,
     pub live_subscribers: IntGauge,
     pub live_cut: IntCounter,
     pub partitions_owned: IntGauge,
-    pub brokers_up: IntGauge,
-    pub brokers: IntGauge,
-    pub topic_partitions: IntGauge,
-    topic_partition_changes: IntCounter,
     restarts: IntCounterVec,
     bad: IntCounterVec,
     bad_by_age: IntCounterVec,
-    strayed: IntCounter,
-    watermark_failures: IntCounter,
 }
 
 impl Metrics {
@@ -43,6 +40,7 @@ impl Metrics {
         let counters = |name, help, labels: &[&str]| counters(registry, name, help, labels);
         let gauge = |name, help| gauge(registry, name, help);
         Ok(Self {
+            source: Source::register(registry)?,
             records: counters(
                 "dashstream_ingest_records_total",
                 "Records by what became of them: stored, dead_lettered, skipped and duplicate once it is durable, \
@@ -67,10 +65,6 @@ impl Metrics {
                 SECONDS,
                 &["hop"],
             )?,
-            lost_offsets: counter(
-                "dashstream_ingest_lost_offsets_total",
-                "Offsets that Kafka lost before they could be read; a gap stands for them.",
-            )?,
             abandoned_batches: counter(
                 "dashstream_ingest_abandoned_batches_total",
                 "Batches whose acknowledgement did not come before the partition had to be given up.",
@@ -83,20 +77,7 @@ impl Metrics {
                 "dashstream_ingest_live_cut_total",
                 "Subscribers cut because they did not keep up.",
             )?,
-            partitions_owned: gauge(
-                "dashstream_ingest_partitions_owned",
-                "Partitions that this replica owns now.",
-            )?,
-            brokers_up: gauge("dashstream_ingest_kafka_brokers_up", "Brokers with a connection now.")?,
-            brokers: gauge("dashstream_ingest_kafka_brokers", "Brokers of the Kafka cluster.")?,
-            topic_partitions: gauge(
-                "dashstream_ingest_topic_partitions",
-                "Partitions that the topic has; 0 until Kafka has said.",
-            )?,
-            topic_partition_changes: counter(
-                "dashstream_ingest_topic_partition_changes_total",
-                "Times that the topic was found to have another number of partitions than before.",
-            )?,
+            partitions_owned: gauge("dashstream_ingest_partitions_owned", "Partitions owned now.")?,
             restarts: counters(
                 "dashstream_ingest_pipeline_restarts_total",
                 "Pipelines that went back to what replay holds, by cause.",
@@ -112,14 +93,6 @@ impl Metrics {
                 "Bad records below the head of their assignment (old) or not (new). While the head is unknown they \
                  are not in here.",
                 &["age"],
-            )?,
-            strayed: counter(
-                "dashstream_ingest_strayed_records_total",
-                "Records of a thread that was seen in another partition before.",
-            )?,
-            watermark_failures: counter(
-                "dashstream_ingest_watermark_failures_total",
-                "Questions for a partition's watermarks that Kafka did not answer.",
             )?,
         })
     }
@@ -190,30 +163,7 @@ impl Metrics {
         }
     }
 
-    pub fn strayed(&self, partition: Partition, at: Offset, thread: &str, home: Partition) {
-        // The first says all that there is to say; the counter says how many.
-        if self.strayed.get() == 0 {
-            tracing::warn!(%partition, offset = %at, thread, %home,
-                "a thread is in two partitions: its records have no order across them");
-        }
-        self.strayed.inc();
-    }
-
-    pub fn watermarks_failed(&self, partition: i32, error: &rdkafka::error::KafkaError) {
-        self.watermark_failures.inc();
-        tracing::warn!(partition, %error, "watermarks unknown for now");
-    }
-
     /// Threads are bound to partitions by their number: one that goes on elsewhere has no order any more.
-    pub fn topic_partitions_changed(&self, before: usize, now: usize) {
-        self.topic_partition_changes.inc();
-        tracing::warn!(
-            before,
-            now,
-            "the topic has another number of partitions: threads that go on may have moved to another one"
-        );
-    }
-
     pub fn restarted(&self, cause: &'static str) {
         self.restarts.with_label_values(&[cause]).inc();
     }

@@ -218,7 +218,7 @@ impl Pipeline {
                 let answer = ask(consumer.clone(), move |consumer| consumer.watermarks(partition)).await;
                 match answer {
                     Ok(watermarks) => return watermarks,
-                    Err(error) => metrics.watermarks_failed(partition.get(), &error),
+                    Err(error) => metrics.source.watermarks_failed(partition.get(), &error),
                 }
                 tokio::time::sleep(BACKOFF.delay(attempt, rand::random())).await;
             }

@@ -37,9 +37,9 @@ impl Check {
 
     /// To be told the topic's number of partitions whenever it was asked for. Goes on with the check.
     pub async fn on_partitions(&mut self, partitions: usize) {
-        self.metrics.topic_partitions.set(i64::try_from(partitions).unwrap_or(i64::MAX));
+        self.metrics.source.topic_partitions.set(i64::try_from(partitions).unwrap_or(i64::MAX));
         if let Some(before) = self.partitions.replace(partitions).filter(|before| *before != partitions) {
-            self.metrics.topic_partitions_changed(before, partitions);
+            self.metrics.source.topic_partitions_changed(before, partitions);
         }
         if matches!(self.found, Found::Nothing | Found::NotDescribed) {
             self.look().await;

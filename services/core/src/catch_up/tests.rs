@@ -76,7 +76,13 @@ fn check_edge(before: &CatchUp, input: &Input, after: &CatchUp) {
             Input::Resolved | Input::Assigned | Input::Revoked => true,
             Input::Durable { next } => *next >= offset.next(),
             Input::Opened { .. } => anew,
-            _ => false,
+            Input::Head(_)
+            | Input::Fetched { .. }
+            | Input::Refused
+            | Input::Unavailable { .. }
+            | Input::Source { .. }
+            | Input::Blocked { .. }
+            | Input::Hold { .. } => false,
         };
         assert_eq!(matches!(after.phase(), Phase::Blocked { .. }), !ends, "only a decision unblocks: {edge}");
     }

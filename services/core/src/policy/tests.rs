@@ -55,10 +55,7 @@ fn what_the_log_has_is_not_even_decoded() {
 
 #[test]
 fn every_judgement_has_one_outcome_under_every_policy() {
-    let facts = match judged(Some(&value("t", 1))) {
-        Judgement::Sound(facts) => facts,
-        other => panic!("{other:?}"),
-    };
+    let Judgement::Sound(facts) = judged(Some(&value("t", 1))) else { panic!("it is sound") };
     let strayed = Judgement::Strayed { facts: facts.clone(), home: Partition::new(3).unwrap() };
     let bad = Judgement::Bad(Fault::NoThread);
     let blocked = |everything| Outcome::Blocked { everything };

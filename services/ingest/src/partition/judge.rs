@@ -30,7 +30,7 @@ pub(super) fn judge(
     let home = |facts: &Facts| parts.threads.home(&facts.tenant_id, &facts.thread_id, partition);
     let judgement = policy::judge(at, link, message.payload(), limits, home);
     if let Judgement::Strayed { facts, home } = &judgement {
-        parts.metrics.strayed(partition, at, &facts.thread_id, *home);
+        parts.metrics.source.strayed(partition, at, &facts.thread_id, *home);
     }
     judgement
 }

@@ -140,7 +140,7 @@ impl<'a> Pump<'a> {
     fn declare_lost(&mut self) {
         let Some((first, last)) = self.lost else { return };
         tracing::warn!(partition = %self.partition(), %first, %last, "kafka no longer has these; a gap takes their place");
-        self.parts().metrics.lost_offsets.inc_by(last.get() - first.get() + 1);
+        self.parts().metrics.source.lost_offsets.inc_by(last.get() - first.get() + 1);
         if self.packer.push_gap(first, last, GapReason::SourceRetention) {
             self.close();
         }

@@ -34,8 +34,9 @@ impl Pipeline {
         let partition = self.partition;
         let watermarks = self.ask(move |consumer| consumer.watermarks(partition)).await;
         // Without them the partition begins all the same; the head is asked for until it is known.
-        let watermarks =
-            watermarks.inspect_err(|error| self.parts.metrics.watermarks_failed(partition.get(), error)).ok();
+        let watermarks = watermarks
+            .inspect_err(|error| self.parts.metrics.source.watermarks_failed(partition.get(), error))
+            .ok();
         let low = watermarks.map(|(low, _)| low);
         let high = watermarks.map(|(_, high)| high);
         if high.is_some_and(|high| NextOffset::after(self.known_last) > high) {
