@@ -181,3 +181,40 @@ async fn a_store_that_hangs_past_the_poll_interval_moves_no_partition_and_loses_
     watcher.assert_received(&log);
     assert_eq!(rebalances(&stack), assigned, "no partition moved");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_with_a_name_comes_back_to_its_partitions_and_moves_none() {
+    let settings = |name: &str| {
+        [("KAFKA_GROUP_INSTANCE_ID", name.to_owned()), ("KAFKA_SESSION_TIMEOUT", "30s".to_owned())]
+            .map(|(setting, value)| (Kind::Ingest, setting, value))
+            .to_vec()
+    };
+    let shape = Shape { partitions: 4, settings: settings("ingest-0"), ..Shape::default() };
+    let stack = Stack::start(shape).await;
+    let other =
+        stack.another_ingest(&[("KAFKA_GROUP_INSTANCE_ID", "ingest-1"), ("KAFKA_SESSION_TIMEOUT", "30s")]);
+    let mine = async |of: &Service| -> Vec<i32> {
+        let answer = Operator::of(of).catch_up().await.map(|answer| answer.partitions).unwrap_or_default();
+        answer.into_iter().map(|report| report.partition).collect()
+    };
+    let shared = async || -> Result<(Vec<i32>, Vec<i32>), String> {
+        let (first, second) = (mine(&stack.ingest[0]).await, mine(&other).await);
+        if first.len() == 2 && second.len() == 2 {
+            Ok((first, second))
+        } else {
+            Err(format!("{first:?} {second:?}"))
+        }
+    };
+    let before = eventually("both have two partitions", TIMEOUT, shared).await;
+    let assigned = other.log_text().matches("partitions assigned").count();
+    assert_eq!(
+        Operator::of(&other).catch_up().await.expect("an answer").owner,
+        "ingest-1",
+        "it is called so"
+    );
+    for how in [Stop::Terminate, Stop::Kill] {
+        stack.ingest[0].restart(how).await;
+        assert_eq!(eventually("both have two again", TIMEOUT, shared).await, before);
+    }
+    assert_eq!(other.log_text().matches("partitions assigned").count(), assigned, "nothing moved");
+}

@@ -98,18 +98,22 @@ impl Stack {
         stack
     }
 
-    /// Another ingest of the same group, at the address of one that was stopped. Does not wait.
-    pub fn ingest_in_place_of(&self, stopped: &Service, settings: &[(&str, &str)]) -> Service {
-        let (brokers, address) = (self.kafka.brokers(), stopped.address());
-        let replay = targets(&self.replay, &self.to_replay);
+    /// Another ingest of the same group, of which the gateways do not know. Does not wait.
+    pub fn another_ingest(&self, settings: &[(&str, &str)]) -> Service {
+        let (brokers, replay) = (self.kafka.brokers(), targets(&self.replay, &self.to_replay));
         let wires = [
-            ("INGEST_LISTEN", &*address),
-            ("KAFKA_BROKERS", &brokers),
+            ("KAFKA_BROKERS", &*brokers),
             ("KAFKA_TOPIC", &self.topic),
             ("KAFKA_GROUP_ID", &self.topic),
             ("REPLAY_TARGETS", &replay),
         ];
         Service::start(Kind::Ingest, &[settings, &wires].concat())
+    }
+
+    /// The same, at the address of one that was stopped.
+    pub fn ingest_in_place_of(&self, stopped: &Service, settings: &[(&str, &str)]) -> Service {
+        let address = stopped.address();
+        self.another_ingest(&[settings, &[("INGEST_LISTEN", &*address)]].concat())
     }
 
     /// Every service: those that are asked before those that ask them.
