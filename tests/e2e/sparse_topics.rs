@@ -1,6 +1,8 @@
 //! Topics whose offsets have holes: transactions and compaction.
 use dashstream_proto::ingest::v1::{CatchUpPhase, PartitionCatchUp};
-use dashstream_tests::{Feed, Log, Operator, Service, Shape, Stack, Watcher, eventually, feed::sound};
+use dashstream_tests::{
+    Feed, Kind, Log, Operator, Service, Shape, Stack, Stop, Watcher, eventually, feed::sound,
+};
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
 use std::time::Duration;
 
@@ -10,13 +12,14 @@ fn gateways(stack: &Stack) -> Vec<String> {
     stack.gateway.iter().map(Service::address).collect()
 }
 
-/// Ten transactions of three records, every other one aborted; offsets and payloads of those that count.
-fn transactions(stack: &Stack) -> Log {
+/// Ten transactions of three records, every other one aborted, in a topic that ends at `at`; offsets and payloads of
+/// those that count.
+fn transactions(stack: &Stack, mut at: u64) -> Log {
     let mut settings = stack.kafka.client_config();
     settings.set("transactional.id", &stack.topic);
     let producer: ThreadedProducer<DefaultProducerContext> = settings.create().expect("make a producer");
     producer.init_transactions(TIMEOUT).expect("transactions");
-    let (mut log, mut at) = (Log::new(), 0);
+    let mut log = Log::new();
     for transaction in 0..10 {
         producer.begin_transaction().expect("begin");
         for record in 0..3 {
@@ -43,7 +46,7 @@ fn transactions(stack: &Stack) -> Log {
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_leave_no_gaps_and_what_was_aborted_never_happened() {
     let stack = Stack::start(Shape { partitions: 1, ..Shape::default() }).await;
-    let log = tokio::task::block_in_place(|| transactions(&stack));
+    let log = tokio::task::block_in_place(|| transactions(&stack, 0));
     let mut watcher = Watcher::new();
     watcher.until(&gateways(&stack), TIMEOUT, |watcher| watcher.records() >= 15).await;
     watcher.assert_received(&log);
@@ -69,6 +72,33 @@ async fn transactions_leave_no_gaps_and_what_was_aborted_never_happened() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_expired_goes_on_where_it_ended() {
+    let settings = vec![(Kind::Replay, "REPLAY_RETENTION", "2s".to_owned())];
+    let stack = Stack::start(Shape { partitions: 1, settings, ..Shape::default() }).await;
+    let mut log = tokio::task::block_in_place(|| transactions(&stack, 0));
+    let mut watcher = Watcher::new();
+    watcher.until(&gateways(&stack), TIMEOUT, |watcher| watcher.records() >= 15).await;
+    for (round, restarted) in [(1, false), (2, true)] {
+        eventually("Redis is empty", TIMEOUT, async || {
+            let mut connection = stack.redis.connection().await;
+            let size: u64 =
+                redis::cmd("DBSIZE").query_async(&mut connection).await.map_err(|e| e.to_string())?;
+            if size == 0 { Ok(()) } else { Err(format!("{size} keys are left")) }
+        })
+        .await;
+        if restarted {
+            stack.ingest[0].restart(Stop::Kill).await;
+        }
+        // What is read next does not lie directly behind what was read last: a marker does.
+        let more = tokio::task::block_in_place(|| transactions(&stack, 40 * round));
+        log.entry(0).or_default().extend(more[&0].clone());
+        let all = 15 * (round as usize + 1);
+        watcher.until(&gateways(&stack), TIMEOUT, |watcher| watcher.records() >= all).await;
+        watcher.assert_received(&log);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn compaction_leaves_no_gaps() {
     let topic = vec![
         ("cleanup.policy", "compact"),
@@ -78,7 +108,7 @@ async fn compaction_leaves_no_gaps() {
         ("delete.retention.ms", "100"),
     ];
     let stack = Stack::start(Shape { partitions: 1, topic, ..Shape::default() }).await;
-    stack.ingest[0].stop(dashstream_tests::Stop::Terminate).await;
+    stack.ingest[0].stop(Stop::Terminate).await;
     let feed = Feed::new(&stack.kafka.client_config(), &stack.topic, 1, 1);
     // All of one key, so that only the newest one is kept of what is compacted.
     let compacted = eventually("compaction has left holes", TIMEOUT, async || {
