@@ -10,6 +10,7 @@ mod local;
 mod openings;
 mod operations;
 mod pages;
+mod reading;
 mod redis_fleet;
 mod redis_rights;
 mod retention;
