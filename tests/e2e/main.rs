@@ -15,6 +15,7 @@ mod openings;
 mod operations;
 mod ownership;
 mod pages;
+mod reading;
 mod redis_fleet;
 mod redis_rights;
 mod retention;

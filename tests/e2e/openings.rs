@@ -13,7 +13,7 @@ use dashstream_proto::{
     },
 };
 use dashstream_tests::{
-    Kind, Redis, Service, eventually,
+    Kind, Redis, Service, Writer, eventually,
     writer::{batch_after, payload},
 };
 use sha2::{Digest, Sha256};
@@ -21,15 +21,15 @@ use std::time::{Duration, SystemTime};
 use tonic::{Code, transport::Channel};
 
 /// A replay service, and a client of it that speaks of partition 0 of one stream.
-struct Store {
+pub(super) struct Store {
     kind: &'static str,
-    client: ReplayServiceClient<Channel>,
+    pub(super) client: ReplayServiceClient<Channel>,
     redis: Option<Redis>,
-    _service: Service,
+    pub(super) service: Service,
 }
 
 impl Store {
-    async fn start(kind: &'static str, settings: &[(&str, &str)]) -> Self {
+    pub(super) async fn start(kind: &'static str, settings: &[(&str, &str)]) -> Self {
         let redis = if kind == "redis" { Some(Redis::start(&[]).await) } else { None };
         let url = redis.as_ref().map_or_else(String::new, Redis::url);
         let mut all = vec![("REPLAY_STORE", kind)];
@@ -38,22 +38,22 @@ impl Store {
         let service = Service::start(Kind::Replay, &all);
         service.ready().await;
         let client = ReplayServiceClient::new(channel_to(&service.address()).expect("an address"));
-        Self { kind, client, redis, _service: service }
+        Self { kind, client, redis, service }
     }
 
-    async fn open(&self, request: OpenPartitionRequest) -> OpenPartitionResponse {
+    pub(super) async fn open(&self, request: OpenPartitionRequest) -> OpenPartitionResponse {
         let request = OpenPartitionRequest { stream: "runs".into(), ..request };
         self.client.clone().open_partition(request).await.expect("an answer").into_inner()
     }
 
-    async fn append(&self, batch: Batch) -> Outcome {
+    pub(super) async fn append(&self, batch: Batch) -> Outcome {
         let request = AppendRequest { stream: "runs".into(), batch: Some(batch) };
         let answers = self.client.clone().append(tokio_stream::once(request)).await.expect("an answer");
         let answer = answers.into_inner().message().await.expect("an answer").expect("one for each request");
         answer.outcome.expect("an outcome")
     }
 
-    async fn read(&self, from: position::From) -> Vec<Step> {
+    pub(super) async fn read(&self, from: position::From) -> Vec<Step> {
         let position = Position { partition: 0, from: Some(from) };
         let request = ReadPartitionsRequest {
             stream: "runs".into(),
@@ -70,6 +70,16 @@ impl Store {
         steps
     }
 
+    /// The Redis of a store that has one.
+    pub(super) fn redis(&self) -> &Redis {
+        self.redis.as_ref().expect("it was started with one")
+    }
+
+    /// A writer of this partition, or of another.
+    pub(super) fn writer(&self, partition: i32) -> Writer {
+        Writer::new(&self.service.address(), "runs", partition)
+    }
+
     /// The only batch behind a position.
     async fn one_batch(&self, from: position::From) -> Batch {
         let steps = self.read(from).await;
@@ -80,12 +90,12 @@ impl Store {
 }
 
 /// The records behind `after` and before `end`, of which there are at most 16.
-fn records(epoch: u64, after: Option<u64>, end: u64) -> Batch {
+pub(super) fn records(epoch: u64, after: Option<u64>, end: u64) -> Batch {
     let partition = Partition::new(0).expect("in range");
     batch_after(Epoch::new(epoch), partition, after.map(Offset::clamped), end).expect("at least one")
 }
 
-fn after(epoch: u64, offset: Option<u64>) -> position::From {
+pub(super) fn after(epoch: u64, offset: Option<u64>) -> position::From {
     position::From::After(AfterOffset { epoch, offset })
 }
 
@@ -127,8 +137,8 @@ async fn a_log_that_ends_with_another_record_than_the_source_has_gives_way_to_a_
         let store = Store::start(kind, &[]).await;
         let epoch = store.open(OpenPartitionRequest::default()).await.epoch;
         store.append(records(epoch, None, 10)).await;
-        let doubt = |epoch, offset| {
-            let diverged = Some(Cursor { epoch, partition: 0, offset });
+        let doubt = |said, offset| {
+            let diverged = Some(Cursor { epoch: said, partition: 0, offset });
             OpenPartitionRequest { known_epoch: Some(epoch), diverged, ..Default::default() }
         };
         for (why, epoch_said, offset) in [
@@ -168,6 +178,37 @@ async fn a_log_that_ends_with_another_record_than_the_source_has_gives_way_to_a_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_missed_the_opening_of_an_epoch_takes_it_from_the_writer() {
+    for kind in ["redis", "memory"] {
+        let store = Store::start(kind, &[]).await;
+        let epoch = store.open(OpenPartitionRequest::default()).await.epoch;
+        store.append(records(epoch, None, 10)).await;
+        let known = |epoch| OpenPartitionRequest { known_epoch: Some(epoch), ..Default::default() };
+        let opened = store.open(known(epoch - 1)).await;
+        assert_eq!(
+            (opened.epoch, opened.last_offset),
+            (epoch, Some(9)),
+            "{kind}: an earlier one is nothing new"
+        );
+        let opened = store.open(known(epoch + 5)).await;
+        assert_eq!(
+            (opened.epoch, opened.last_offset),
+            (epoch + 5, None),
+            "{kind}: what it held is of another life"
+        );
+        let steps = store.read(after(epoch, Some(3))).await;
+        assert!(matches!(&steps[..], [Step::Stale(_)]), "{kind}: {steps:?}");
+        let outcome = store.append(records(epoch, Some(9), 12)).await;
+        assert!(matches!(outcome, Outcome::Refused(_)), "{kind}: {outcome:?}");
+
+        let request = OpenPartitionRequest { stream: "runs".into(), ..known(1 << 63) };
+        let status = store.client.clone().open_partition(request).await.expect_err("no epoch is later");
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains("known_epoch is 9223372036854775808"), "{}", status.message());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_retention_emptied_goes_on_behind_its_last_offset() {
     const EPOCH: u64 = 77;
     for kind in ["redis", "memory"] {
@@ -193,7 +234,7 @@ async fn a_log_that_retention_emptied_goes_on_behind_its_last_offset() {
         }
         for (why, request) in [
             ("it holds that now", expired(Some(EPOCH), 60)),
-            ("another epoch", expired(Some(EPOCH + 1), 60)),
+            ("another epoch", expired(Some(EPOCH - 1), 60)),
             ("no epoch", expired(None, 60)),
         ] {
             let opened = store.open(request).await;

@@ -231,8 +231,8 @@ impl Run {
             }
             2 => self.append_somewhere().await,
             3 => {
-                if let Some(last) = &self.last {
-                    self.both.append(std::slice::from_ref(last)).await;
+                if let Some(last) = self.last.clone() {
+                    self.append(&[last]).await;
                 }
             }
             4..8 => self.append_several().await,
@@ -241,9 +241,18 @@ impl Run {
             10 => self.change_retention().await,
             11 => self.open_with_a_doubt().await,
             12 => self.expire_and_open().await,
+            13 => self.append_again_and_go_on().await,
             _ => {
                 let from = somewhere(&mut self.rng, epoch, held);
                 self.both.read(from, self.rng.random_range(1..2_000)).await;
+            }
+        }
+    }
+
+    async fn append(&mut self, batches: &[Batch]) {
+        for appended in self.both.append(batches).await {
+            if let Appended::Stored { last, .. } = appended {
+                self.held = Some(last);
             }
         }
     }
@@ -255,11 +264,7 @@ impl Run {
             self.held.filter(|held| held.get() > 0).map(|held| near(held, self.rng.random_range(0..3)));
         let other = Epoch::new(self.epoch.get() + self.rng.random_range(0..2));
         let batch = batch(other, link, self.rng.random_range(1..4), 1);
-        for appended in self.both.append(&[batch]).await {
-            if let Appended::Stored { last, .. } = appended {
-                self.held = Some(last);
-            }
-        }
+        self.append(&[batch]).await;
     }
 
     /// Several at once, as they should be.
@@ -274,6 +279,17 @@ impl Run {
         let outcomes = self.both.append(&batches).await;
         assert!(outcomes.iter().all(|outcome| matches!(outcome, Appended::Stored { .. })), "{outcomes:?}");
         (self.held, self.last) = (link, batches.pop());
+    }
+
+    /// The last batch again with more behind it, and others behind that, in one call.
+    async fn append_again_and_go_on(&mut self) {
+        let Some(last) = self.last.clone().filter(|last| last.epoch == self.epoch.get()) else { return };
+        let step =
+            last.last_offset.saturating_sub(last.prev_offset.unwrap_or(0)) / u64::from(last.record_count);
+        let more = u64::from(last.record_count) + self.rng.random_range(0..4);
+        let again = batch(self.epoch, last.prev_offset.map(offset), more, step.max(1));
+        let next = batch(self.epoch, Some(offset(again.last_offset)), self.rng.random_range(1..4), 1);
+        self.append(&[again, next]).await;
     }
 
     async fn delete_a_thread(&mut self) {
@@ -295,10 +311,11 @@ impl Run {
         let back = self.rng.random_range(0..2);
         let at = self.held.and_then(|held| held.get().checked_sub(back)).map(offset);
         let epoch = Epoch::new(self.epoch.get() + u64::from(self.rng.random_ratio(1, 4)));
+        let known = if self.rng.random_ratio(1, 8) { epoch } else { self.epoch };
         let doubt = Open {
             diverged: at.map(|at| (epoch, at)),
             expired: self.rng.random_bool(0.5).then(|| offset(self.rng.random_range(0..90))),
-            ..open(Some(epoch), None, self.mint)
+            ..open(Some(known), None, self.mint)
         };
         (self.epoch, self.held) = self.both.open(doubt).await;
     }
@@ -325,7 +342,7 @@ fn memory_and_redis_answer_the_same_to_any_operations() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let redis = runtime.block_on(Redis::start(&[]));
     let config = ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() };
-    let operations = proptest::collection::vec((0_u8..16, any::<u64>()), 1..300);
+    let operations = proptest::collection::vec((0_u8..17, any::<u64>()), 1..300);
     let checked = TestRunner::new(config).run(&operations, |operations| {
         let checked = AssertUnwindSafe(runtime.block_on(differences(&redis, operations)));
         checked.0.map_err(TestCaseError::fail)

@@ -44,7 +44,10 @@ for _ = 1, 16 do
   local due = records > tonumber(ARGV[7]) or bytes > tonumber(ARGV[8]) or oldest + age <= now
   if not due then break end
   local head = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 2)
-  if #head < 2 then break end
+  if #head < 2 then -- what else was counted is not there
+    records, bytes, oldest, first = tonumber(ARGV[4]), #ARGV[5], now, ARGV[10]
+    break
+  end
   redis.call('XDEL', KEYS[2], head[1][1])
   records = records - tonumber(head[1][2][4])
   bytes = bytes - #head[1][2][2]

@@ -50,6 +50,11 @@ pub struct Config {
     #[arg(long, env = "REPLAY_READS_MAX", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub reads_max: u32,
 
+    /// How long a reader may leave an answer untaken before its place goes to another one: it is told so, and may
+    /// ask on behind what it has.
+    #[arg(long, env = "REPLAY_READER_TIMEOUT", default_value = "30s", value_parser = duration)]
+    pub reader_timeout: Duration,
+
     /// Replicas of Redis that must have an append before it is acknowledged: what they have, a failover does
     /// not lose. 0 for none.
     #[arg(long, env = "REPLAY_WAIT_REPLICAS", default_value_t = 0)]

@@ -1,5 +1,6 @@
 //! The replay service over gRPC: what goes in is checked, what comes out is the store's.
 use crate::{
+    answers::{Answers, Outlet, outlet},
     append::append_all,
     config::{Config, Retention},
     directory,
@@ -35,13 +36,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Most requests of one append stream that go to the store at once.
 const APPENDS_AT_ONCE: usize = 64;
-/// Answers that wait for a client before the next page is read or the next append taken.
+/// Answers that wait for a writer before its next appends are taken, in such runs.
 const ANSWERS_QUEUED: usize = 2;
 
 /// How long a read waits for a place before it is told to come back.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(1);
-
-type Answers<T> = Pin<Box<dyn futures_util::Stream<Item = Result<T, Status>> + Send>>;
 
 /// Serves any store.
 #[derive(Debug)]
@@ -88,15 +87,16 @@ impl<S: Store> Replay<S> {
         Ok((set.unwrap_or(self.config.retention), set.is_some()))
     }
 
-    /// Reads one partition page by page into `answers`, up to what the log held at the first page.
+    /// Reads one partition page by page into `answers`, up to what the log held at the first page. `None` when
+    /// nothing more can be answered.
     async fn read_partition(
         &self,
         stream: &Stream,
         partition: Partition,
         mut from: From,
         limits: PageLimits,
-        answers: &mpsc::Sender<Result<ReadPartitionsResponse, Status>>,
-    ) {
+        mut answers: Outlet<ReadPartitionsResponse>,
+    ) -> Option<Outlet<ReadPartitionsResponse>> {
         let mut goal = None;
         for pages in 1.. {
             let timer = self.metrics.read_seconds.start_timer();
@@ -106,9 +106,8 @@ impl<S: Store> Replay<S> {
                 Ok(page) => page,
                 Err(error) => {
                     self.metrics.store_failures.inc();
-                    // A caller that is gone needs no answer.
-                    let _gone = answers.send(Err(Error::from(error).into())).await;
-                    return;
+                    answers.send(Err(Error::from(error).into())).await;
+                    return None;
                 }
             };
             let page = at_most(page, limits.records_max);
@@ -119,15 +118,14 @@ impl<S: Store> Replay<S> {
                     self.metrics.read_bytes.inc_by(bytes);
                 }
                 let answer = ReadPartitionsResponse { partition: partition.get(), step: Some(step) };
-                if answers.send(Ok(answer)).await.is_err() {
-                    return;
-                }
+                answers = answers.send(Ok(answer)).await?;
             }
             match more {
                 Some(next) if limits.pages_max == 0 || pages < limits.pages_max => from = next,
-                _ => return,
+                _ => break,
             }
         }
+        Some(answers)
     }
 }
 
@@ -206,12 +204,22 @@ fn opening(request: &OpenPartitionRequest) -> Result<Open, Error> {
     let diverged = diverged.and_then(|cursor| Some((Epoch::new(cursor.epoch), cursor.offset?)));
     Ok(Open {
         partition: Partition::new(request.partition)?,
-        known_epoch: request.known_epoch.map(Epoch::new),
+        known_epoch: request.known_epoch.map(known_epoch).transpose()?,
         high_watermark: mark.map(|mark| NextOffset::from_kafka(mark.to_kafka())).transpose()?,
         diverged: diverged.map(|(epoch, at)| Ok::<_, Error>((epoch, Offset::new(at)?))).transpose()?,
         expired: request.expired_last_offset.map(Offset::new).transpose()?,
         mint: mint(),
     })
+}
+
+/// A later one than it must be possible to mint.
+fn known_epoch(epoch: u64) -> Result<Epoch, Error> {
+    const MOST: u64 = i64::MAX as u64;
+    if epoch > MOST {
+        let (field, expected) = ("known_epoch", "0 to 2^63-1");
+        return Err(Error::Invalid { field, value: epoch.to_string(), expected });
+    }
+    Ok(Epoch::new(epoch))
 }
 
 fn last_record(last: LastRecord) -> wire::LastRecord {
@@ -312,15 +320,17 @@ impl<S: Store> ReplayService for Replay<S> {
             pages_max: request.pages_max,
         };
         let place = self.admit().await?;
-        let (answers, out) = mpsc::channel(ANSWERS_QUEUED);
+        let (mut outlet, answers) = outlet(self.config.reader_timeout);
         let replay = self.clone();
         self.tasks.spawn("read", async move {
             let _place = place;
             for (partition, from) in positions {
-                replay.read_partition(&stream, partition, from, limits, &answers).await;
+                let read = replay.read_partition(&stream, partition, from, limits, outlet);
+                let Some(open) = read.await else { return };
+                outlet = open;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+        Ok(Response::new(answers))
     }
 
     type ReadThreadStream = Answers<wire::ReadThreadResponse>;
@@ -332,12 +342,12 @@ impl<S: Store> ReplayService for Replay<S> {
         let place = self.admit().await?;
         let reading =
             thread_reads::Reading::begin(Arc::clone(&self.store), request.into_inner(), &self.config).await?;
-        let (answers, out) = mpsc::channel(ANSWERS_QUEUED);
+        let (outlet, answers) = outlet(self.config.reader_timeout);
         self.tasks.spawn("read thread", async move {
             let _place = place;
-            reading.run(answers).await;
+            let _done: Option<()> = reading.run(outlet).await;
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(out))))
+        Ok(Response::new(answers))
     }
 
     async fn list_threads(
@@ -366,6 +376,7 @@ impl<S: Store> ReplayService for Replay<S> {
         &self,
         request: Request<wire::DescribePartitionsRequest>,
     ) -> Result<Response<wire::DescribePartitionsResponse>, Status> {
+        let _place = self.admit().await?;
         let request = request.into_inner();
         let stream = Stream::new(&request.stream).map_err(Error::from)?;
         let asked = request.partitions.iter().map(|id| Partition::new(*id)).collect::<Result<Vec<_>, _>>();

@@ -4,6 +4,7 @@ use dashstream_proto::{DESCRIPTORS, replay::v1::replay_service_server::ReplaySer
 use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 
+mod answers;
 mod append;
 pub mod config;
 pub mod connection;

@@ -270,6 +270,9 @@ impl Store for MemoryStore {
         let mut state = self.state();
         let key = (stream.as_str().to_owned(), open.partition);
         let log = state.logs.entry(key).or_insert_with(|| Log::new(open.known_epoch.unwrap_or(open.mint)));
+        if let Some(later) = open.known_epoch.filter(|known| *known > log.epoch) {
+            *log = Log::new(later);
+        }
         if log.held.is_none() && open.expired.is_some() && open.known_epoch == Some(log.epoch) {
             (log.held, log.written) = (open.expired, Instant::now());
         }

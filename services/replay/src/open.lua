@@ -1,5 +1,6 @@
 -- Opens a partition for a writer: says its epoch and what it holds, and opens a new epoch where the log held
--- belongs to an earlier life of the topic.
+-- belongs to an earlier life of the topic. A store that knows an earlier epoch than the writer lost the opening of
+-- the later one: what it holds is of that earlier life.
 --
 -- KEYS  1 meta, 2 log, 3 directory
 -- ARGV  1 epoch that the writer knows ('' for none), 2 epoch to mint, 3 high watermark ('' for unknown),
@@ -20,8 +21,8 @@ end
 
 local meta = redis.call('HMGET', KEYS[1], 'e', 'l')
 local epoch, held = meta[1] or '', meta[2] or ''
-if epoch == '' then
-  epoch = ARGV[1] ~= '' and ARGV[1] or ARGV[2]
+if epoch == '' or ARGV[1] ~= '' and less(epoch, ARGV[1]) then
+  epoch, held = ARGV[1] ~= '' and ARGV[1] or ARGV[2], ''
   begin(epoch)
 end
 if held == '' and ARGV[7] ~= '' and epoch == ARGV[1] then

@@ -5,6 +5,11 @@
 --       3 epoch that the reader is in ('' for any)
 -- Returns {epoch, last offset held, records that the head counts, oldest batch when the reader is in another
 -- epoch, then for each batch: it, and when it was stored in ms since 1970}.
+--
+-- A replica may lag, and what is read here says where the log ends.
+if string.find(redis.call('INFO', 'replication'), 'role:slave', 1, true) then
+  return redis.error_reply('READONLY this node is a replica')
+end
 local meta = redis.call('HMGET', KEYS[1], 'e', 'l', 'n')
 local answer = {meta[1] or '', meta[2] or '', meta[3] or '0', ''}
 if ARGV[3] ~= '' and ARGV[3] ~= answer[1] then

@@ -153,16 +153,12 @@ impl Store for RedisStore {
     }
 
     async fn append(&self, stream: &Stream, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
-        let replies = self.appended(stream, batches).await;
+        let outcomes = self.outcomes(stream, batches).await;
         // One that failed may have been done.
         for batch in batches {
             self.inventory.appended(stream, partition_of(batch)?);
         }
-        let mut outcomes = Vec::with_capacity(batches.len());
-        for (batch, reply) in batches.iter().zip(replies?) {
-            outcomes.push(self.outcome(stream, batch, reply).await?);
-        }
-        Ok(outcomes)
+        outcomes
     }
 
     async fn read(

@@ -30,7 +30,7 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Open {
     pub partition: Partition,
-    /// Kept when the store knows no epoch.
+    /// Taken when the store knows none, or an earlier one.
     pub known_epoch: Option<Epoch>,
     /// What the store holds at or beyond it is of an earlier life of the topic.
     pub high_watermark: Option<NextOffset>,
@@ -363,3 +363,6 @@ pub(crate) fn fit(batch: &Batch, held: Link) -> Result<Fit, Malformed> {
         _ => Ok(Fit::Done(Appended::Divergent { epoch, held })),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,13 @@
 //! Reading one thread, page by page.
 use crate::{
+    answers::Outlet,
     config::Config,
     directory,
     error::Error,
     filling::Bounds,
     keys::{Stream, ThreadName},
     store::Store,
-    threads::{After, ThreadPage},
+    threads::{After, ThreadPage, concerns},
 };
 use dashstream_core::position::{Epoch, Link, Offset, Partition};
 use dashstream_proto::{
@@ -14,7 +15,6 @@ use dashstream_proto::{
     replay::v1::{ReadThreadRequest, ReadThreadResponse, read_thread_request::From},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::sync::mpsc;
 use tonic::Status;
 
 /// Records of one answer.
@@ -29,6 +29,8 @@ pub(crate) struct Reading<S> {
     partition: Option<Partition>,
     name: ThreadName,
     after: After,
+    /// Only records with a greater sequence.
+    above: Option<u64>,
     /// Records still wanted.
     left: usize,
     bytes_max: u64,
@@ -58,6 +60,10 @@ impl<S: Store> Reading<S> {
             }
         };
         let left = if request.records_max == 0 { usize::MAX } else { request.records_max as usize };
+        let above = match after {
+            After::Sequence(sequence) => Some(sequence),
+            After::Nothing | After::Offset { .. } => None,
+        };
         let older = match after {
             After::Nothing => store.older_records(&request.thread_id, None, left).await?,
             After::Sequence(sequence) => {
@@ -74,11 +80,11 @@ impl<S: Store> Reading<S> {
             Err(error) => return Err(error),
         };
         let (bytes_max, time_max) = (config.page_bytes_max, config.page_time_max);
-        Ok(Self { store, stream, partition, name, after, left, bytes_max, time_max, older })
+        Ok(Self { store, stream, partition, name, after, above, left, bytes_max, time_max, older })
     }
 
-    /// Answers until the end, or until nobody listens.
-    pub(crate) async fn run(mut self, answers: mpsc::Sender<Result<ReadThreadResponse, Status>>) {
+    /// Answers until the end; `None` when nobody listens any more.
+    pub(crate) async fn run(mut self, mut outlet: Outlet<ReadThreadResponse>) -> Option<()> {
         let mut first = true;
         loop {
             let page = match self.partition {
@@ -88,26 +94,23 @@ impl<S: Store> Reading<S> {
             let older =
                 if first { self.take_older(page.as_ref().ok().and_then(Option::as_ref)) } else { Vec::new() };
             for answer in older {
-                if answers.send(Ok(answer)).await.is_err() {
-                    return;
-                }
+                outlet = outlet.send(Ok(answer)).await?;
             }
             let answer = match page {
                 Ok(Some(mut page)) => {
                     let begun = if std::mem::take(&mut first) { self.begin_with(&mut page) } else { None };
-                    if let Some(begun) = begun
-                        && answers.send(Ok(begun)).await.is_err()
-                    {
-                        return;
+                    if let Some(begun) = begun {
+                        outlet = outlet.send(Ok(begun)).await?;
                     }
                     Ok(self.take(page))
                 }
-                Ok(None) => return,
+                Ok(None) => return Some(()),
                 Err(status) => Err(status),
             };
             let done = answer.as_ref().map_or(true, |answer| answer.at_end || self.left == 0);
-            if answers.send(answer).await.is_err() || done {
-                return;
+            outlet = outlet.send(answer).await?;
+            if done {
+                return Some(());
             }
         }
     }
@@ -143,6 +146,11 @@ impl<S: Store> Reading<S> {
         older.into_iter().enumerate().map(answer).collect()
     }
 
+    fn wants(&self, record: &Record) -> bool {
+        let sequence = concerns(record, &self.name.id()).flatten();
+        self.above.is_none_or(|above| sequence.is_some_and(|sequence| sequence > above))
+    }
+
     /// The newest whole state in place of records that are gone, as an answer of its own: what lies behind it is
     /// gone too.
     fn begin_with(&mut self, page: &mut ThreadPage) -> Option<ReadThreadResponse> {
@@ -160,8 +168,10 @@ impl<S: Store> Reading<S> {
             Some(record) if page.trimmed => self.gap(&page, record.offset),
             Some(_) | None => None,
         };
-        self.left = self.left.saturating_sub(page.records.len());
         let last: Link = page.records.last().map(|record| Offset::clamped(record.offset));
+        // A run that was begun again counts from 1 again: what is wanted is still only what is greater.
+        page.records.retain(|record| self.wants(record));
+        self.left = self.left.saturating_sub(page.records.len());
         if last.is_some() {
             self.after = After::Offset { epoch: page.epoch, at: last };
         }

@@ -139,7 +139,7 @@ pub fn deltas(batch: &Batch) -> Result<Vec<Delta>, Malformed> {
 }
 
 /// Whether a record is of this thread, and with which sequence.
-fn concerns(record: &Record, thread_id: &str) -> Option<Option<u64>> {
+pub(crate) fn concerns(record: &Record, thread_id: &str) -> Option<Option<u64>> {
     if record.thread_id == thread_id {
         return Some(record.sequence);
     }

@@ -86,29 +86,49 @@ impl RedisStore {
         Ok(replies.into_iter().collect::<RedisResult<_>>()?)
     }
 
-    /// The outcome of one reply; what is held of the batch already is cut off and the rest appended.
-    pub(super) async fn outcome(
-        &self,
-        stream: &Stream,
-        batch: &Batch,
-        reply: Reply,
-    ) -> Result<Appended, Error> {
-        match reply.parse()? {
-            Parsed::Stored { last, stored_ms } => Ok(Appended::Stored { last, stored_ms }),
-            Parsed::Epoch { epoch, held } => Ok(Appended::Epoch { epoch, held }),
-            Parsed::Link { held } => match fit(batch, held)? {
-                Fit::Done(appended) => Ok(appended),
-                Fit::Append(rest) => {
-                    let reply = self.appended(stream, std::slice::from_ref(&rest)).await?.pop();
-                    match reply.ok_or_else(|| Error::Corrupt("no reply".into()))?.parse()? {
-                        Parsed::Stored { last, stored_ms } => Ok(Appended::Stored { last, stored_ms }),
-                        Parsed::Epoch { epoch, held } => Ok(Appended::Epoch { epoch, held }),
-                        // Another writer was faster; this one looks again.
-                        Parsed::Link { held } => Ok(Appended::Link { epoch: Epoch::new(batch.epoch), held }),
-                    }
+    /// The outcomes of batches, in order. Where one was held in part, those behind it in the same pipeline were
+    /// refused because the rest of it was not there yet: they are sent again.
+    pub(super) async fn outcomes(&self, stream: &Stream, batches: &[Batch]) -> Result<Vec<Appended>, Error> {
+        let mut outcomes = Vec::with_capacity(batches.len());
+        while let Some(left) = batches.get(outcomes.len()..).filter(|left| !left.is_empty()) {
+            let replies = self.appended(stream, left).await?;
+            if replies.is_empty() {
+                return Err(Error::Corrupt("no reply".into()));
+            }
+            for (batch, reply) in left.iter().zip(replies) {
+                let (outcome, in_part) = self.outcome(stream, batch, reply).await?;
+                outcomes.push(outcome);
+                if in_part {
+                    break;
                 }
-            },
+            }
         }
+        Ok(outcomes)
+    }
+
+    /// The outcome of one reply; what is held of the batch already is cut off and the rest appended. Says whether
+    /// that was so.
+    async fn outcome(&self, stream: &Stream, batch: &Batch, reply: Reply) -> Result<(Appended, bool), Error> {
+        let held = match reply.parse()? {
+            Parsed::Link { held } => held,
+            other => return Ok((appended(batch, other), false)),
+        };
+        let rest = match fit(batch, held)? {
+            Fit::Done(outcome) => return Ok((outcome, false)),
+            Fit::Append(rest) => rest,
+        };
+        let reply = self.appended(stream, std::slice::from_ref(&rest)).await?.pop();
+        let reply = reply.ok_or_else(|| Error::Corrupt("no reply".into()))?;
+        Ok((appended(batch, reply.parse()?), true))
+    }
+}
+
+/// What a reply says of a batch as it was sent.
+fn appended(batch: &Batch, reply: Parsed) -> Appended {
+    match reply {
+        Parsed::Stored { last, stored_ms } => Appended::Stored { last, stored_ms },
+        Parsed::Epoch { epoch, held } => Appended::Epoch { epoch, held },
+        Parsed::Link { held } => Appended::Link { epoch: Epoch::new(batch.epoch), held },
     }
 }
 
