@@ -17,6 +17,7 @@ mod pages;
 mod redis_fleet;
 mod redis_rights;
 mod retention;
+mod schemas;
 mod sparse_topics;
 mod store;
 mod store_faults;

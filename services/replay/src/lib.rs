@@ -17,6 +17,7 @@ pub mod legacy;
 pub mod memory_store;
 pub mod metrics;
 pub mod redis_store;
+pub mod schemas;
 pub mod store;
 mod stored;
 mod thread_reads;
