@@ -10,7 +10,7 @@ pub mod feed;
 mod folder;
 pub mod kafka;
 pub mod letters;
-mod net;
+pub mod net;
 pub mod operator;
 pub mod proxy;
 pub mod redis;
