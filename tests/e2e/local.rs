@@ -10,6 +10,7 @@ async fn local_mode_shows_runs_that_tail_follows_and_proves() {
     local.ready().await;
     let config = tail::Config {
         url: vec![format!("ws://{}/ws", local.address())],
+        token: None,
         from: tail::Start::Earliest,
         format: tail::Format::Counts,
         count: 100,

@@ -3,6 +3,7 @@
 mod bad_records;
 mod catching_up;
 mod delivery;
+mod gateway_http;
 mod harness;
 mod healing;
 mod kafka_security;
@@ -19,6 +20,9 @@ mod reading;
 mod redis_fleet;
 mod redis_rights;
 mod retention;
+mod schemas;
+mod security;
+mod services_tls;
 mod sparse_topics;
 mod store;
 mod store_faults;

@@ -3,8 +3,9 @@ use dashstream_kit::grpc::channel_to;
 use dashstream_proto::{
     log::v1::{Position, position},
     replay::v1::{
-        DeleteThreadRequest, DescribePartitionsRequest, DescribeThreadRequest, ListThreadsRequest,
-        ReadPartitionsRequest, ReadThreadRequest, Retention, SetRetentionRequest,
+        DeleteExpectedSchemaRequest, DeleteThreadRequest, DescribePartitionsRequest, DescribeThreadRequest,
+        ExpectedSchema, ListExpectedSchemasRequest, ListThreadsRequest, ReadPartitionsRequest,
+        ReadThreadRequest, Retention, SetExpectedSchemaRequest, SetRetentionRequest,
         replay_service_client::ReplayServiceClient,
     },
 };
@@ -69,11 +70,8 @@ async fn use_all(client: &mut ReplayServiceClient<Channel>, writer: &mut Writer)
     let request = ListThreadsRequest { stream: stream.clone(), ..Default::default() };
     let listed = client.list_threads(request).await.expect("list").into_inner();
     assert_eq!(listed.threads.len(), 5);
-    let request = DescribeThreadRequest {
-        stream: stream.clone(),
-        tenant_id: tenant_id.clone(),
-        thread_id: thread_id.clone(),
-    };
+    let request =
+        DescribeThreadRequest { stream: stream.clone(), thread_id: thread_id.clone(), ..Default::default() };
     client.describe_thread(request).await.expect("describe");
     let request =
         ReadThreadRequest { stream: stream.clone(), thread_id: thread_id.clone(), ..Default::default() };
@@ -83,8 +81,27 @@ async fn use_all(client: &mut ReplayServiceClient<Channel>, writer: &mut Writer)
     let request = DescribePartitionsRequest { stream: stream.clone(), partitions: vec![] };
     let described = client.describe_partitions(request).await.expect("describe").into_inner();
     assert!(described.partitions[0].records <= 400, "{described:?}");
+    use_schemas(client, &stream).await;
     let request = DeleteThreadRequest { stream, tenant_id, thread_id, reason: "a test".into() };
     assert!(client.delete_thread(request).await.expect("delete").into_inner().existed);
+}
+
+async fn use_schemas(client: &mut ReplayServiceClient<Channel>, stream: &str) {
+    let (stream, tenant_id, graph_name) = (stream.to_owned(), "acme".to_owned(), "rag".to_owned());
+    let schema =
+        ExpectedSchema { graph_name: graph_name.clone(), schema_id: "s".into(), ..Default::default() };
+    let request = SetExpectedSchemaRequest {
+        stream: stream.clone(),
+        tenant_id: tenant_id.clone(),
+        schema: Some(schema),
+        expected_version: Some(0),
+    };
+    client.set_expected_schema(request).await.expect("set a schema");
+    let request = ListExpectedSchemasRequest { stream: stream.clone(), tenant_id: tenant_id.clone() };
+    let listed = client.list_expected_schemas(request).await.expect("list the schemas").into_inner();
+    assert_eq!(listed.schemas.len(), 1);
+    let request = DeleteExpectedSchemaRequest { stream, tenant_id, graph_name, expected_version: None };
+    client.delete_expected_schema(request).await.expect("delete a schema");
 }
 
 #[tokio::test(flavor = "multi_thread")]

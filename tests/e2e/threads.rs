@@ -28,7 +28,8 @@ impl Replay {
 
     async fn thread(&mut self, thread_id: &str, from: Option<From>, records_max: u32) -> Vec<Vec<u8>> {
         let (stream, tenant_id, thread_id) = (self.stream.clone(), String::new(), thread_id.to_owned());
-        let request = ReadThreadRequest { stream, tenant_id, thread_id, from, records_max };
+        let tenant_ids = Vec::new();
+        let request = ReadThreadRequest { stream, tenant_id, thread_id, from, records_max, tenant_ids };
         let mut answers = self.client.read_thread(request).await.expect("an answer").into_inner();
         let mut payloads = Vec::new();
         while let Some(answer) = answers.message().await.expect("an answer") {
@@ -141,7 +142,7 @@ async fn threads_are_filtered_deleted_and_unknown_ones_are_not_found() {
     let other = replay.client.delete_thread(delete("other")).await.expect("an answer").into_inner();
     assert!(!other.existed, "another tenant deletes nothing");
     assert!(replay.client.delete_thread(delete("demo")).await.expect("an answer").into_inner().existed);
-    let describe = DescribeThreadRequest { stream: stream.clone(), tenant_id: String::new(), thread_id };
+    let describe = DescribeThreadRequest { stream: stream.clone(), thread_id, ..Default::default() };
     let gone = replay.client.describe_thread(describe).await.expect_err("it is deleted");
     assert_eq!(gone.code(), Code::NotFound);
     for (why, stream, thread_id, code) in [
@@ -151,7 +152,7 @@ async fn threads_are_filtered_deleted_and_unknown_ones_are_not_found() {
         ("nobody's thread", &stream, "nobody", Code::NotFound),
     ] {
         let (stream, thread_id) = (stream.to_owned(), thread_id.to_owned());
-        let request = DescribeThreadRequest { stream, tenant_id: String::new(), thread_id };
+        let request = DescribeThreadRequest { stream, thread_id, ..Default::default() };
         assert_eq!(replay.client.describe_thread(request).await.expect_err(why).code(), code, "{why}");
     }
 }

@@ -12,7 +12,7 @@ mod folder;
 pub mod kafka;
 pub mod kafka_doors;
 pub mod letters;
-mod net;
+pub mod net;
 pub mod operator;
 pub mod proxy;
 pub mod redis;

@@ -1,6 +1,7 @@
 //! Loopback addresses, and the smallest HTTP client that can ask an operations port.
 
 use std::{
+    collections::BTreeMap,
     net::TcpListener,
     sync::atomic::{AtomicU16, Ordering},
     time::Duration,
@@ -33,6 +34,82 @@ pub(crate) fn free_port() -> u16 {
 /// A loopback address with a [`free_port`].
 pub(crate) fn free_address() -> String {
     format!("127.0.0.1:{}", free_port())
+}
+
+/// What an HTTP server answered.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The body as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// A header, empty where there is none.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+/// One request of HTTP/1.1 on a connection of its own.
+///
+/// # Panics
+/// Where there is no answer within 5 s.
+pub async fn request(
+    address: &str,
+    (method, path): (&str, &str),
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Answer {
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let length = body.len();
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n{lines}\r\n"
+        );
+        stream.write_all(head.as_bytes()).await?;
+        // It may refuse before it has read all.
+        let _sent = stream.write_all(body).await;
+        let mut answer = Vec::new();
+        let _cut = stream.read_to_end(&mut answer).await;
+        std::io::Result::Ok(answer)
+    };
+    let answer = timeout(HTTP_TIMEOUT, ask).await.expect("an answer in time").expect("a connection");
+    read_answer(&answer).unwrap_or_else(|| panic!("no HTTP answer: {}", String::from_utf8_lossy(&answer)))
+}
+
+fn read_answer(answer: &[u8]) -> Option<Answer> {
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let (head, body) = (std::str::from_utf8(&answer[..end]).ok()?, &answer[end + 4..]);
+    let status = head.strip_prefix("HTTP/1.1 ")?.get(..3)?.parse().ok()?;
+    let lines = head.lines().skip(1).filter_map(|line| line.split_once(':'));
+    let headers: BTreeMap<_, _> =
+        lines.map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned())).collect();
+    let is_chunked = headers.get("transfer-encoding").is_some_and(|coding| coding == "chunked");
+    let body = if is_chunked { dechunk_bytes(body) } else { body.to_vec() };
+    Some(Answer { status, headers, body })
+}
+
+fn dechunk_bytes(mut body: &[u8]) -> Vec<u8> {
+    let mut whole = Vec::new();
+    while let Some(line) = body.windows(2).position(|window| window == b"\r\n") {
+        let size =
+            std::str::from_utf8(&body[..line]).ok().and_then(|size| usize::from_str_radix(size, 16).ok());
+        let Some(chunk) = size.filter(|size| *size > 0).and_then(|size| body.get(line + 2..line + 2 + size))
+        else {
+            break;
+        };
+        whole.extend_from_slice(chunk);
+        body = body.get(line + 4 + chunk.len()..).unwrap_or_default();
+    }
+    whole
 }
 
 /// Status and body of one `GET`.

@@ -84,6 +84,11 @@ impl Service {
         if matches!(kind, Kind::Gateway | Kind::Local) {
             or("GATEWAY_GRPC_LISTEN", free_address());
         }
+        if kind == Kind::Gateway {
+            or("GATEWAY_AUTH", "none".to_owned());
+            // All clients of a test have the same address.
+            or("GATEWAY_SESSIONS_PER_ADDRESS_MAX", "100000".to_owned());
+        }
         let service = Self {
             kind,
             child: Mutex::new(None),

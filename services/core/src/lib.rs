@@ -9,6 +9,7 @@ pub mod catch_up;
 pub mod chain;
 pub mod codec;
 pub mod dead_letter;
+pub mod filter;
 pub mod frame;
 pub mod limits;
 pub mod policy;

@@ -189,6 +189,17 @@ impl Session {
         self.limits
     }
 
+    /// How far each partition was delivered, where it is known.
+    pub fn cursors(&self) -> Vec<Cursor> {
+        let cursor = |(partition, reader): (&Partition, &Reader)| match reader.from {
+            From::After { epoch, at } => {
+                Some(Cursor { epoch: epoch.get(), partition: partition.get(), offset: at.map(Offset::get) })
+            }
+            From::Earliest | From::Latest => None,
+        };
+        self.readers.iter().filter_map(cursor).collect()
+    }
+
     /// A binary message of the client. A refusal that is fatal ends with a close.
     pub fn on_message(&mut self, message: &[u8], known: &[Known]) -> Vec<Output> {
         if message.len() > self.limits.client_frame_bytes_max as usize {

@@ -1,6 +1,7 @@
 //! A client of the websocket protocol v2, which proves every frame against its cursors.
 use anyhow::{Context, bail};
 use dashstream_core::chain::Chain;
+use dashstream_kit::config::Secret;
 use dashstream_proto::{
     log::v1::{Gap, Record},
     session::v1::{
@@ -22,6 +23,17 @@ use tokio_tungstenite::{
 };
 
 const SUBPROTOCOL: &str = "dashstream.v2";
+
+/// The header that carries a token.
+///
+/// # Errors
+/// When the token has characters that no header may have.
+pub fn bearer(token: &Secret) -> anyhow::Result<HeaderValue> {
+    let bearer = HeaderValue::try_from(format!("Bearer {}", token.expose()));
+    let mut bearer = bearer.map_err(|_| anyhow::anyhow!("the token is no text for a header"))?;
+    bearer.set_sensitive(true);
+    Ok(bearer)
+}
 
 /// What the server sent, proved.
 #[derive(Clone, Debug)]
@@ -52,8 +64,24 @@ impl Client {
     /// # Errors
     /// When the server can't be reached or refuses.
     pub async fn connect(url: &str, chain: Chain, limits: Limits) -> anyhow::Result<Self> {
+        Self::connect_with(url, chain, limits, None).await
+    }
+
+    /// The same with a bearer token, for a gateway that asks for one.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_with(
+        url: &str,
+        chain: Chain,
+        limits: Limits,
+        token: Option<&Secret>,
+    ) -> anyhow::Result<Self> {
         let mut request =
             url.into_client_request().with_context(|| format!("{url} is not a websocket address"))?;
+        if let Some(token) = token {
+            request.headers_mut().insert("authorization", bearer(token)?);
+        }
         request.headers_mut().insert("sec-websocket-protocol", HeaderValue::from_static(SUBPROTOCOL));
         let config =
             WebSocketConfig::default().max_message_size(Some(64 << 20)).max_frame_size(Some(64 << 20));

@@ -155,6 +155,8 @@ impl Settings {
                 format!("--refill={refill}"),
             ],
             gateway: vec![
+                // Everything is on this machine, and made up.
+                "--auth=none".to_owned(),
                 format!("--ingest-targets={ingest}"),
                 format!("--replay-targets={replay}"),
                 format!("--stream={}", config.kafka_topic),
@@ -184,6 +186,7 @@ fn part(process: &Kit, service: &'static str) -> Kit {
     let mut kit = Kit::embedded(service);
     kit.registry = process.registry.clone();
     kit.readiness = process.readiness.clone();
+    kit.trust = process.trust.clone();
     let (tasks, stop) = (kit.tasks.clone(), process.tasks.stop_token());
     let stopped = kit.tasks.stop_token();
     process.tasks.spawn(format!("stop {service}"), async move {

@@ -1,13 +1,14 @@
 //! `dashstream status`: how far every partition is, as the gateway's query service tells it.
-use crate::output::say_all;
+use crate::{client::bearer, output::say_all};
 use anyhow::Context;
-use dashstream_kit::config::Targets;
+use dashstream_kit::config::{Secret, Targets};
 use dashstream_proto::{
     gateway::v1::{GetCatchUpRequest, GetCatchUpResponse, query_service_client::QueryServiceClient},
     ingest::v1::{CatchUpPhase, PartitionCatchUp},
 };
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+use tonic::Request;
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,6 +21,10 @@ pub struct Config {
     #[arg(long, env = "DASHSTREAM_GATEWAY", default_value = "127.0.0.1:7301")]
     pub gateway: Targets,
 
+    /// Bearer token, for a gateway that asks for one.
+    #[arg(long, env = "DASHSTREAM_TOKEN", hide_env_values = true)]
+    pub token: Option<Secret>,
+
     /// Show it again every second.
     #[arg(long)]
     pub watch: bool,
@@ -31,7 +36,7 @@ pub struct Config {
 /// When no gateway answers.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     loop {
-        let answer = ask(&config.gateway).await?;
+        let answer = ask(&config).await?;
         let clear = if config.watch { "\x1b[2J\x1b[H" } else { "" };
         say_all(&format!("{clear}{}", table(&answer)));
         if !config.watch || stop.run_until_cancelled(tokio::time::sleep(WATCH_INTERVAL)).await.is_none() {
@@ -40,11 +45,15 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     }
 }
 
-async fn ask(gateway: &Targets) -> anyhow::Result<GetCatchUpResponse> {
-    let address = gateway.addresses().first().context("no gateway")?.clone();
+async fn ask(config: &Config) -> anyhow::Result<GetCatchUpResponse> {
+    let address = config.gateway.addresses().first().context("no gateway")?.clone();
     let channel = dashstream_kit::grpc::channel_to(&address)?;
     let mut client = QueryServiceClient::new(channel);
-    let answer = tokio::time::timeout(ASK_TIMEOUT, client.get_catch_up(GetCatchUpRequest {})).await;
+    let mut request = Request::new(GetCatchUpRequest {});
+    if let Some(token) = &config.token {
+        request.metadata_mut().as_mut().insert("authorization", bearer(token)?);
+    }
+    let answer = tokio::time::timeout(ASK_TIMEOUT, client.get_catch_up(request)).await;
     let answer = answer.with_context(|| format!("the gateway {address} does not answer"))?;
     Ok(answer.with_context(|| format!("ask the gateway {address}"))?.into_inner())
 }

@@ -6,6 +6,7 @@ use crate::{
 use anyhow::bail;
 use clap::ValueEnum;
 use dashstream_core::{backoff::Backoff, chain::Chain};
+use dashstream_kit::config::Secret;
 use dashstream_proto::{
     log::v1::{GapReason, Record, RecordKind},
     session::v1::{Limits, StartPolicy},
@@ -46,6 +47,10 @@ pub struct Config {
     /// Gateways, comma-separated: after a cut the next one is tried.
     #[arg(long, env = "DASHSTREAM_URL", value_delimiter = ',', default_value = "ws://127.0.0.1:8080/ws")]
     pub url: Vec<String>,
+
+    /// Bearer token, for a gateway that asks for one.
+    #[arg(long, env = "DASHSTREAM_TOKEN", hide_env_values = true)]
+    pub token: Option<Secret>,
 
     /// Where to begin.
     #[arg(long, value_enum, default_value = "latest")]
@@ -125,7 +130,8 @@ impl Tail {
     /// One session. True when there is nothing more to do.
     async fn session(&mut self, url: &str, chain: &mut Chain) -> anyhow::Result<bool> {
         self.attempts += 1;
-        let mut client = Client::connect(url, chain.clone(), Limits::default()).await?;
+        let mut client =
+            Client::connect_with(url, chain.clone(), Limits::default(), self.config.token.as_ref()).await?;
         self.totals.sessions += 1;
         let start = match self.config.from {
             // What appears while the client is away is new to it, and none of it may be missed.

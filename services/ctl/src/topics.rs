@@ -4,6 +4,7 @@ use anyhow::Context;
 use clap::builder::NonEmptyStringValueParser;
 use dashstream_ingest::topic::kept_by_replay;
 use dashstream_kafka::{Admin, Connection, Topic, admin};
+use dashstream_kit::auth::{self, Trust};
 use dashstream_kit::config::{Targets, duration};
 use dashstream_proto::replay::v1::replay_service_client::ReplayServiceClient;
 use plan::{Asked, Defaults, Outcome, Plan, Step};
@@ -119,6 +120,9 @@ pub struct Describe {
     /// Name of the stream at replay. The topic's name unless given.
     #[arg(long, env = "DASHSTREAM_STREAM")]
     pub stream: Option<String>,
+
+    #[command(flatten)]
+    pub trust: auth::Config,
 }
 
 impl Names {
@@ -225,7 +229,10 @@ pub async fn describe(config: &Describe) -> anyhow::Result<()> {
     let (name, dlq) = (&config.names.topic, config.names.dlq());
     let topic = admin.topic(name).await?.with_context(|| format!("there is no topic {name}"))?;
     let kept = match &config.replay_targets {
-        Some(replay) => Some(retention_of(replay, config.stream.as_deref().unwrap_or(name)).await?),
+        Some(replay) => {
+            let trust = Trust::new(&config.trust)?;
+            Some(retention_of(&trust, replay, config.stream.as_deref().unwrap_or(name)).await?)
+        }
         None => None,
     };
     let short = kept.and_then(|kept| topic.falls_short_of(kept));
@@ -251,8 +258,8 @@ fn show(topic: &Topic, concerns: impl IntoIterator<Item = impl std::fmt::Display
     }
 }
 
-async fn retention_of(replay: &Targets, stream: &str) -> anyhow::Result<Duration> {
+async fn retention_of(trust: &Trust, replay: &Targets, stream: &str) -> anyhow::Result<Duration> {
     let address = replay.addresses().first().context("no replay")?;
-    let client = ReplayServiceClient::new(dashstream_kit::grpc::channel_to(address)?);
+    let client = ReplayServiceClient::new(trust.channel_to(address)?);
     kept_by_replay(client, stream).await.with_context(|| format!("ask replay at {address}"))
 }

@@ -1,4 +1,5 @@
 //! Settings of the gateway service.
+use crate::{addresses::Proxies, admission, auth::config::Auth, origins::Origins};
 use dashstream_core::{limits::Limits, session::Terms};
 use dashstream_kit::config::{Targets, byte_size, duration};
 use std::{net::SocketAddr, time::Duration};
@@ -44,6 +45,33 @@ pub struct Config {
     #[arg(long, env = "GATEWAY_HEARTBEAT", default_value = "10s", value_parser = duration)]
     pub heartbeat: Duration,
 
+    #[command(flatten)]
+    pub auth: Auth,
+
+    /// Origins of pages that may use this gateway from a browser: `https://console.example`, comma-separated, or `*`
+    /// for every page. A page that came from this gateway may where the gateway was called by an address or as
+    /// `localhost`; by any other name it must be listed.
+    #[arg(long, env = "GATEWAY_ALLOWED_ORIGINS", default_value = "", value_name = "ORIGINS")]
+    pub allowed_origins: Origins,
+
+    /// Networks of proxies whose `X-Forwarded-For` names the client: `10.0.0.0/8,192.0.2.7`.
+    #[arg(long, env = "GATEWAY_TRUSTED_PROXIES", default_value = "", value_name = "NETWORKS")]
+    pub trusted_proxies: Proxies,
+
+    /// How long a client has to send the head of a request.
+    #[arg(long, env = "GATEWAY_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = duration)]
+    pub handshake_timeout: Duration,
+
+    /// Most sessions of one address at this replica; of IPv6, of one network of 64 bits.
+    #[arg(long, env = "GATEWAY_SESSIONS_PER_ADDRESS_MAX", default_value_t = 1_000,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub sessions_per_address_max: u32,
+
+    /// Most sessions of one tenant at this replica.
+    #[arg(long, env = "GATEWAY_SESSIONS_PER_TENANT_MAX", default_value_t = 5_000,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub sessions_per_tenant_max: u32,
+
     /// Most sessions of this replica.
     #[arg(long, env = "GATEWAY_SESSIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub sessions_max: u32,
@@ -62,6 +90,15 @@ pub struct Config {
 }
 
 impl Config {
+    /// How many sessions there may be.
+    pub fn admission(&self) -> admission::Limits {
+        admission::Limits {
+            replica: self.sessions_max,
+            address: self.sessions_per_address_max,
+            tenant: self.sessions_per_tenant_max,
+        }
+    }
+
     /// What every session is told.
     pub fn terms(&self) -> Terms {
         let size = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);

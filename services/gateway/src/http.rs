@@ -1,23 +1,44 @@
-//! What browsers reach: the websocket, `/config` and the versions.
-use crate::{config::Config, metrics::Metrics, ws};
+//! What browsers reach: the websocket, what this gateway grants, expected schemas, and queries over gRPC-Web.
+use crate::{
+    addresses::Proxies,
+    admission::Admission,
+    auth::{Access, Authenticator, Refused, token_of},
+    config::Config,
+    health::Health,
+    info,
+    metrics::Metrics,
+    query::Query,
+    schemas, upgrade,
+    viewers::Viewers,
+    ws,
+};
 use axum::{
-    Json, Router,
-    extract::{State, WebSocketUpgrade},
-    http::StatusCode,
+    Router,
+    extract::{ConnectInfo, DefaultBodyLimit, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::get,
 };
-use dashstream_core::session::{Session, Terms};
-use dashstream_kit::tasks::Tasks;
-use serde_json::{Value, json};
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use dashstream_core::session::Terms;
+use dashstream_kit::{ops::Readiness, tasks::Tasks};
+use dashstream_proto::gateway::v1::query_service_server::QueryServiceServer;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
 };
-use tokio::sync::Semaphore;
+use tonic::service::Routes;
+use tonic_web::GrpcWebLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
 
 /// The websocket subprotocol that is spoken.
 pub const SUBPROTOCOL: &str = "dashstream.v2";
+/// Largest body of a request, bytes.
+pub const BODY_BYTES_MAX: usize = 64 << 10;
+/// How long a browser need not ask again what it may send.
+const CORS_AGE: Duration = Duration::from_secs(3600);
+const REFUSED: HeaderName = HeaderName::from_static("dashstream-refused");
 
 /// What every request finds.
 #[derive(Clone, Debug)]
@@ -27,77 +48,128 @@ pub struct App {
     pub ground: ws::Ground,
     pub metrics: Metrics,
     pub tasks: Tasks,
-    pub places: Arc<Semaphore>,
+    pub readiness: Readiness,
+    pub admission: Admission,
+    pub authenticator: Authenticator,
+    pub viewers: Viewers,
+    pub health: Health,
     pub sessions: Arc<AtomicU64>,
 }
 
-pub fn router(app: App) -> Router {
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client(pub(crate) IpAddr);
+
+pub fn router(app: App, queries: Query) -> Router {
+    let queries = QueryServiceServer::new(queries).max_decoding_message_size(BODY_BYTES_MAX);
+    let queries = Routes::new(queries).prepare().into_axum_router().layer(GrpcWebLayer::new());
+    let cors = cors(&app.config);
     Router::new()
-        .route("/ws", get(upgrade))
-        .route("/config", get(config))
-        .route("/version", get(version))
-        .with_state(app)
+        .route("/ws", get(upgrade::upgrade))
+        .route("/config", get(info::config))
+        .route("/version", get(info::version))
+        .route("/health", get(info::health))
+        .route("/livez", get(async || "ok"))
+        .route("/readyz", get(info::readyz))
+        .route("/api/expected-schema", get(schemas::list))
+        .route(
+            "/api/expected-schema/{graph_name}",
+            get(schemas::read).put(schemas::write).delete(schemas::remove),
+        )
+        .with_state(app.clone())
+        .merge(queries)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(app, receive))
+        .layer(cors)
 }
 
-async fn upgrade(State(app): State<App>, upgrade: WebSocketUpgrade) -> Response {
-    if app.tasks.stop_token().is_cancelled() {
-        app.metrics.refused("draining");
-        return (StatusCode::SERVICE_UNAVAILABLE, "this replica is draining: connect to another\n")
-            .into_response();
+/// Who sent a request is judged before anything of it is looked at.
+async fn receive(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    if !app.config.allowed_origins.allow(request.headers()) {
+        let text = "this origin is not allowed: GATEWAY_ALLOWED_ORIGINS lists those that are";
+        app.metrics.refused_call("origin");
+        return refuse(StatusCode::FORBIDDEN, "origin", text, None);
     }
-    let Ok(place) = Arc::clone(&app.places).try_acquire_owned() else {
-        app.metrics.refused("over_limit");
-        let text = format!("this replica has {} sessions, its most: try again\n", app.config.sessions_max);
-        return (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let Some(peer) = peer else {
+        return refuse(StatusCode::INTERNAL_SERVER_ERROR, "peer", "where is this from?", None);
     };
-    let most = app.terms.limits.client_frame_bytes_max as usize;
-    let upgrade = upgrade
-        .protocols([SUBPROTOCOL])
-        .max_message_size(most)
-        .max_frame_size(most)
-        .read_buffer_size(4 << 10);
-    if upgrade.selected_protocol().is_none() {
-        app.metrics.refused("protocol");
-        let text = format!("Sec-WebSocket-Protocol is missing or unknown: expected {SUBPROTOCOL}\n");
-        return (StatusCode::BAD_REQUEST, text).into_response();
+    let client = Client(client(&app.config.trusted_proxies, peer, request.headers()));
+    request.extensions_mut().insert(client);
+    next.run(request).await
+}
+
+fn client(proxies: &Proxies, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    proxies.client(peer, headers)
+}
+
+/// What pages of the listed origins may send and see. Pages of the gateway itself need no permission.
+fn cors(config: &Config) -> CorsLayer {
+    let origins = config.allowed_origins.clone();
+    let listed = move |origin: &HeaderValue, _: &axum::http::request::Parts| {
+        origin.to_str().is_ok_and(|origin| origins.lists(origin))
+    };
+    let names = |names: &'static [&'static str]| names.iter().map(|name| HeaderName::from_static(name));
+    let sent = names(&[
+        "authorization",
+        "content-type",
+        "if-match",
+        "if-none-match",
+        "grpc-timeout",
+        "x-grpc-web",
+        "x-user-agent",
+    ]);
+    let seen = names(&[
+        "etag",
+        "retry-after",
+        "dashstream-refused",
+        "grpc-status",
+        "grpc-message",
+        "grpc-status-details-bin",
+        "grpc-retry-pushback-ms",
+    ]);
+    CorsLayer::new()
+        .allow_origin(AllowOrigin::predicate(listed))
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers(sent.collect::<Vec<_>>())
+        .expose_headers(seen.collect::<Vec<_>>())
+        .max_age(CORS_AGE)
+}
+
+impl App {
+    /// What the caller may do.
+    pub(crate) async fn access(&self, headers: &HeaderMap) -> Result<Access, Refused> {
+        self.authenticator.access(token_of(headers)?.as_ref()).await
     }
-    upgrade.on_upgrade(async move |socket| {
-        let _place = place;
-        let id = format!("{:08x}-{}", std::process::id(), app.sessions.fetch_add(1, Ordering::Relaxed));
-        app.metrics.sessions.inc();
-        let session = Session::new(id.clone(), app.terms);
-        let run = ws::run(socket, session, app.ground);
-        let reason =
-            app.tasks.spawn("session", run).await.unwrap_or(dashstream_core::session::CloseReason::Error);
-        app.metrics.sessions.dec();
-        app.metrics.disconnected(reason);
-        tracing::debug!(session = id, reason = reason.label(), "session ended");
-    })
+
+    /// Refuses a request other than an upgrade for who asks.
+    pub(crate) fn refuse_call(&self, refused: Refused) -> Response {
+        self.metrics.refused_query(refused);
+        unauthorized(refused)
+    }
 }
 
-/// The limits of this gateway, with units and meaning, and what it speaks.
-async fn config(State(app): State<App>) -> Json<Value> {
-    let limits = app.terms.limits;
-    Json(json!({
-        "stream": app.terms.stream,
-        "version": app.terms.server_version,
-        "protocols": [SUBPROTOCOL],
-        "limits": {
-            "record_bytes_max": { "value": limits.record_bytes_max, "unit": "bytes",
-                "meaning": "largest record payload that is sent; a larger one becomes a notice" },
-            "frame_bytes_max": { "value": limits.frame_bytes_max, "unit": "bytes",
-                "meaning": "largest frame from the server" },
-            "client_frame_bytes_max": { "value": limits.client_frame_bytes_max, "unit": "bytes",
-                "meaning": "largest frame from the client" },
-            "sessions_max": { "value": app.config.sessions_max, "unit": "sessions",
-                "meaning": "sessions that one replica takes" },
-        },
-        "heartbeat_ms": u64::try_from(app.terms.heartbeat.as_millis()).unwrap_or(u64::MAX),
-        "hello_timeout_ms": u64::try_from(app.terms.hello_timeout.as_millis()).unwrap_or(u64::MAX),
-        "send_timeout_ms": u64::try_from(app.config.send_timeout.as_millis()).unwrap_or(u64::MAX),
-    }))
+/// An answer to somebody who may not.
+pub(crate) fn unauthorized(refused: Refused) -> Response {
+    let retry = (refused == Refused::KeysUnavailable).then_some(Duration::from_secs(5));
+    let mut answer = refuse(refused.status(), refused.label(), &refused.to_string(), retry);
+    if refused.status() == StatusCode::UNAUTHORIZED {
+        answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    answer
 }
 
-async fn version(State(app): State<App>) -> Json<Value> {
-    Json(json!({ "service": "gateway", "version": app.terms.server_version, "protocols": [SUBPROTOCOL] }))
+/// A refusal: the reason as a word in a header, as a sentence in the body, and when to come back where that helps.
+pub(crate) fn refuse(
+    status: StatusCode,
+    reason: &'static str,
+    text: &str,
+    retry_after: Option<Duration>,
+) -> Response {
+    let mut answer = (status, format!("{text}\n")).into_response();
+    answer.headers_mut().insert(REFUSED, HeaderValue::from_static(reason));
+    if let Some(after) = retry_after {
+        answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(after.as_secs().max(1)));
+    }
+    answer
 }

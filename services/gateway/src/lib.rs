@@ -1,15 +1,26 @@
 //! The gateway service: websockets for clients, queries for tools, one ring of recent records per partition.
-use dashstream_kit::{Kit, grpc as kit_grpc};
+use dashstream_kit::{Kit, grpc as kit_grpc, grpc::Callers};
 use dashstream_proto::{DESCRIPTORS, gateway::v1::query_service_server::QueryServiceServer};
 use std::sync::Arc;
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 
+pub mod addresses;
+pub mod admission;
+pub mod auth;
 pub mod config;
+mod fleet;
+pub mod health;
 pub mod http;
 pub mod hub;
+mod info;
+mod listener;
 pub mod metrics;
+pub mod origins;
 pub mod query;
+mod schemas;
+mod upgrade;
 pub mod upstream;
+pub mod viewers;
 pub mod ws;
 
 pub use config::Config;
@@ -17,10 +28,14 @@ pub use config::Config;
 /// Serves until the kit stops; then clients are told to go elsewhere.
 ///
 /// # Errors
-/// When a metric's name is taken or a listener fails.
+/// When a setting is wrong, a metric's name is taken or a listener fails.
 pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit) -> anyhow::Result<()> {
     let metrics = metrics::Metrics::register(&kit.registry)?;
     let config = Arc::new(config);
+    let authenticator = auth::Authenticator::new(&config.auth, &kit)?;
+    if !authenticator.is_on() {
+        tracing::warn!("GATEWAY_AUTH is none: whoever reaches this gateway may read everything");
+    }
     let hub = hub::Hub::new(config.ring_bytes as usize);
     let replay = upstream::Replay::new(&kit, &config, metrics.clone());
     let feeds = upstream::Feeds {
@@ -28,35 +43,53 @@ pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit)
         replay: replay.clone(),
         metrics: metrics.clone(),
         tasks: kit.tasks.clone(),
+        kit: kit.clone(),
     };
     let latch = kit.readiness.latch("live feed");
     kit.tasks.spawn("feeds", feeds.run(Arc::clone(&config), latch));
 
+    let (fleet, viewers) = (fleet::Fleet::new(&kit, &config.ingest_targets), viewers::Viewers::default());
+    let health = health::Health::new(metrics.clone());
     let stop = kit.tasks.stop_token();
+    kit.tasks.spawn("health", health.clone().run(fleet.clone(), replay.clone(), stop.clone()));
+    let queries = query::Query {
+        authenticator: authenticator.clone(),
+        fleet,
+        replay: replay.clone(),
+        viewers: viewers.clone(),
+        metrics: metrics.clone(),
+    };
     let ground = ws::Ground {
         hub,
         replay,
         metrics: metrics.clone(),
         send_timeout: config.send_timeout,
         heartbeat: config.heartbeat,
-        stop: stop.clone(),
+        stop,
     };
     let app = http::App {
         terms: config.terms(),
         ground,
         metrics,
         tasks: kit.tasks.clone(),
-        places: Arc::new(Semaphore::new(config.sessions_max as usize)),
+        readiness: kit.readiness.clone(),
+        admission: admission::Admission::new(config.admission()),
+        authenticator,
+        viewers,
+        health,
         sessions: Arc::default(),
         config: Arc::clone(&config),
     };
     tracing::info!(listen = %http.local_addr()?, grpc_listen = %grpc.local_addr()?, stream = config.stream, "gateway started");
-    let queries = QueryServiceServer::new(query::Query { config });
-    let queries = kit_grpc::serve(&kit, grpc, DESCRIPTORS, tonic::service::Routes::new(queries));
+    let router = http::router(app, queries.clone());
+    let tasks = kit.tasks.clone();
     let websockets = async {
-        let served = axum::serve(http, http::router(app).into_make_service());
-        Ok(served.with_graceful_shutdown(stop.cancelled_owned()).await?)
+        listener::serve(http, router, config.handshake_timeout, tasks).await;
+        Ok(())
     };
+    let queries = QueryServiceServer::new(queries).max_decoding_message_size(http::BODY_BYTES_MAX);
+    let routes = tonic::service::Routes::new(queries);
+    let queries = kit_grpc::serve(&kit, grpc, DESCRIPTORS, routes, Callers::Anybody);
     tokio::try_join!(websockets, queries)?;
     Ok(())
 }

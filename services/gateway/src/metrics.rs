@@ -1,4 +1,5 @@
 //! Everything that the gateway counts.
+use crate::auth::Refused;
 use dashstream_core::session::CloseReason;
 use dashstream_kit::metrics::{SECONDS, counter, counters, gauge, histogram};
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, Result};
@@ -10,12 +11,14 @@ pub struct Metrics {
     pub sent_bytes: IntCounter,
     pub send_seconds: Histogram,
     pub live_batches: IntCounter,
+    pub live_records: IntCounter,
     pub live_upstreams: IntGauge,
     pub backfills: IntCounter,
     pub replay_reads: IntCounter,
     pub replay_failures: IntCounter,
     disconnects: IntCounterVec,
     refused: IntCounterVec,
+    refused_calls: IntCounterVec,
 }
 
 impl Metrics {
@@ -44,6 +47,11 @@ impl Metrics {
                 registry,
                 "dashstream_gateway_live_batches_total",
                 "Batches received from ingest's live feeds.",
+            )?,
+            live_records: counter(
+                registry,
+                "dashstream_gateway_live_records_total",
+                "Records received from ingest's live feeds.",
             )?,
             live_upstreams: gauge(
                 registry,
@@ -77,6 +85,12 @@ impl Metrics {
                 "Upgrades refused, by reason.",
                 &["reason"],
             )?,
+            refused_calls: counters(
+                registry,
+                "dashstream_gateway_refused_calls_total",
+                "Queries and other requests refused for who asks, by reason.",
+                &["reason"],
+            )?,
         };
         for reason in CloseReason::ALL {
             metrics.disconnects.with_label_values(&[reason.label()]);
@@ -86,6 +100,19 @@ impl Metrics {
 
     pub fn disconnected(&self, reason: CloseReason) {
         self.disconnects.with_label_values(&[reason.label()]).inc();
+    }
+
+    /// How many sessions ended for this reason so far.
+    pub fn disconnects(&self, reason: CloseReason) -> u64 {
+        self.disconnects.with_label_values(&[reason.label()]).get()
+    }
+
+    pub fn refused_call(&self, reason: &'static str) {
+        self.refused_calls.with_label_values(&[reason]).inc();
+    }
+
+    pub fn refused_query(&self, refused: Refused) {
+        self.refused_call(refused.label());
     }
 
     pub fn refused(&self, reason: &'static str) {

@@ -7,7 +7,13 @@ use dashstream_core::{
     session::{Found, From},
     tail::{Input, Output},
 };
-use dashstream_kit::{Kit, grpc as kit_grpc, ops::Latch, tasks::Tasks, telemetry};
+use dashstream_kit::{
+    Kit,
+    grpc::{self as kit_grpc, Channel},
+    ops::Latch,
+    tasks::Tasks,
+    telemetry,
+};
 use dashstream_proto::{
     ingest::v1::{
         SubscribeLiveRequest, ingest_service_client::IngestServiceClient, subscribe_live_response::Event,
@@ -25,7 +31,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(2) };
@@ -55,6 +61,11 @@ impl Replay {
         let client = ReplayServiceClient::new(kit_grpc::channel(kit, &config.replay_targets))
             .max_decoding_message_size(MESSAGE_BYTES_MAX);
         Self { client, stream: config.stream.as_str().into(), metrics }
+    }
+
+    /// For other questions: a client, and the stream to ask about.
+    pub fn asking(&self) -> (ReplayServiceClient<Channel>, String) {
+        (self.client.clone(), self.stream.to_string())
     }
 
     /// What replay has behind a session's position.
@@ -177,6 +188,7 @@ pub struct Feeds {
     pub replay: Replay,
     pub metrics: Metrics,
     pub tasks: Tasks,
+    pub kit: Kit,
 }
 
 impl Feeds {
@@ -247,7 +259,7 @@ impl Feeds {
 
     /// One subscription. `Ok` when it was established and ended.
     async fn subscribe(&self, address: SocketAddr, latch: &Latch) -> anyhow::Result<()> {
-        let channel = kit_grpc::channel_to(&address.to_string())?;
+        let channel = self.kit.channel_to(&address.to_string())?;
         let mut client = IngestServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut events = client.subscribe_live(SubscribeLiveRequest::default()).await?.into_inner();
         latch.ready();
@@ -271,6 +283,7 @@ impl Feeds {
         let (partition, input) = match event {
             Some(Event::Batch(batch)) => {
                 self.metrics.live_batches.inc();
+                self.metrics.live_records.inc_by(u64::from(batch.record_count));
                 if let Err(error) = batch::check(&batch) {
                     tracing::error!(%error, "a batch of the live feed is malformed; it comes from replay");
                     return;

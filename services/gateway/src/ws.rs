@@ -1,6 +1,12 @@
 //! Drives one session over its socket. One task owns the socket: it looks up what the session wants, sends
 //! what comes out, and never lets a send take longer than it may.
-use crate::{hub::Hub, metrics::Metrics, upstream::Replay};
+use crate::{
+    auth::gate::Guard,
+    hub::Hub,
+    metrics::Metrics,
+    upstream::Replay,
+    viewers::{Seat, Watching},
+};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use bytes::Bytes;
 use dashstream_core::{
@@ -8,13 +14,16 @@ use dashstream_core::{
     position::Partition,
     session::{CloseReason, Found, Output, Session, Want},
 };
-use dashstream_proto::session::v1::{GoingAway, server_frame::Frame};
+use dashstream_proto::{
+    gateway::v1::DeliveryMode,
+    session::v1::{GoingAway, server_frame::Frame},
+};
 use futures_util::{
     FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered, stream::SplitSink,
 };
 use std::{
     collections::{BTreeSet, HashMap},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -39,11 +48,22 @@ pub struct Ground {
     pub stop: CancellationToken,
 }
 
+/// What a session begins with.
+#[derive(Debug)]
+pub struct Entrance {
+    /// A message that was read to know who comes; the session has yet to see it.
+    pub first: Option<Bytes>,
+    pub guard: Guard,
+    pub seat: Seat,
+}
+
 type Sink = SplitSink<WebSocket, Message>;
 
 struct Driver {
     ground: Ground,
     session: Session,
+    guard: Guard,
+    seat: Seat,
     sink: Sink,
     reads: FuturesUnordered<BoxFuture<'static, (Partition, Vec<Found>)>>,
     reading: BTreeSet<Partition>,
@@ -57,13 +77,39 @@ struct Driver {
     ping: bool,
 }
 
+/// Tells a client why it gets no session.
+pub async fn turn_away(socket: WebSocket, outputs: Vec<Output>, ground: Ground) -> CloseReason {
+    let (mut sink, _) = socket.split();
+    let mut reason = CloseReason::Error;
+    for output in outputs {
+        match output {
+            Output::Send(frame) => {
+                let sending = sink.send(Message::Binary(frame));
+                if !matches!(tokio::time::timeout(ground.send_timeout, sending).await, Ok(Ok(()))) {
+                    return reason;
+                }
+            }
+            Output::Close(why) => {
+                goodbye(&mut sink, why, ground.send_timeout).await;
+                reason = why;
+            }
+        }
+    }
+    reason
+}
+
 /// Runs a session to its end, and says why it ended.
-pub async fn run(socket: WebSocket, session: Session, ground: Ground) -> CloseReason {
-    let (sink, mut inbound) = socket.split();
+pub async fn run(socket: WebSocket, session: Session, ground: Ground, entrance: Entrance) -> CloseReason {
+    let (sink, inbound) = socket.split();
+    let Entrance { first, guard, seat } = entrance;
+    let first = first.map(|message| Ok(Message::Binary(message)));
+    let mut inbound = futures_util::stream::iter(first).chain(inbound);
     let now = Instant::now();
     let mut driver = Driver {
         ground,
         session,
+        guard,
+        seat,
         sink,
         reads: FuturesUnordered::new(),
         reading: BTreeSet::new(),
@@ -82,7 +128,10 @@ pub async fn run(socket: WebSocket, session: Session, ground: Ground) -> CloseRe
             return reason;
         }
         let outputs = tokio::select! {
-            message = inbound.next() => driver.on_inbound(message),
+            message = inbound.next() => match driver.on_token(&message).await {
+                Some(outputs) => outputs,
+                None => driver.on_inbound(message),
+            },
             Some((partition, found)) = driver.reads.next() => driver.on_read(partition, found),
             Ok(()) = changed.changed() => driver.on_changed(),
             _ = ticks.tick() => driver.on_tick(),
@@ -144,6 +193,14 @@ impl Driver {
         if appeared { self.session.on_partitions(&self.ground.hub.known()) } else { Vec::new() }
     }
 
+    /// A token is for the guard; the session sees none.
+    async fn on_token(&mut self, message: &Option<Result<Message, axum::Error>>) -> Option<Vec<Output>> {
+        let Some(Ok(Message::Binary(bytes))) = message else { return None };
+        let outputs = self.guard.take(bytes).await?;
+        self.alive = Instant::now();
+        Some(outputs)
+    }
+
     fn on_inbound(&mut self, message: Option<Result<Message, axum::Error>>) -> Vec<Output> {
         self.alive = Instant::now();
         match message {
@@ -163,6 +220,10 @@ impl Driver {
     }
 
     fn on_tick(&mut self) -> Vec<Output> {
+        if let Some(over) = self.guard.on_tick(SystemTime::now()) {
+            return over;
+        }
+        self.seat.says(Watching { mode: self.mode(), delivered: self.session.cursors(), threads: None });
         let mut outputs = self.session.on_tick(self.begun.elapsed());
         let heartbeat = self.ground.heartbeat;
         if self.alive.elapsed() >= heartbeat * SILENT_HEARTBEATS_MAX {
@@ -172,6 +233,10 @@ impl Driver {
             outputs.push(Output::Send(frame::pong(0)));
         }
         outputs
+    }
+
+    fn mode(&self) -> DeliveryMode {
+        if self.reading.is_empty() { DeliveryMode::Live } else { DeliveryMode::Replay }
     }
 
     fn going_away(&mut self) -> Vec<Output> {
@@ -229,21 +294,25 @@ impl Driver {
 
     /// Says goodbye. Whether it arrives matters to nobody but the client.
     async fn close(&mut self, reason: CloseReason) {
-        let code = match reason {
-            CloseReason::ClientClosed => close_code::NORMAL,
-            CloseReason::ProtocolError => close_code::PROTOCOL,
-            CloseReason::OverLimit => close_code::SIZE,
-            CloseReason::Unauthorized => close_code::POLICY,
-            CloseReason::Draining | CloseReason::Idle => close_code::AWAY,
-            CloseReason::SendTimeout | CloseReason::Error => close_code::ERROR,
-        };
-        let frame = CloseFrame { code, reason: reason.label().into() };
-        let goodbye = async {
-            self.sink.send(Message::Close(Some(frame))).await?;
-            self.sink.close().await
-        };
-        drop(tokio::time::timeout(self.ground.send_timeout, goodbye).await);
+        goodbye(&mut self.sink, reason, self.ground.send_timeout).await;
     }
+}
+
+async fn goodbye(sink: &mut Sink, reason: CloseReason, timeout: Duration) {
+    let code = match reason {
+        CloseReason::ClientClosed => close_code::NORMAL,
+        CloseReason::ProtocolError => close_code::PROTOCOL,
+        CloseReason::OverLimit => close_code::SIZE,
+        CloseReason::Unauthorized => close_code::POLICY,
+        CloseReason::Draining | CloseReason::Idle => close_code::AWAY,
+        CloseReason::SendTimeout | CloseReason::Error => close_code::ERROR,
+    };
+    let frame = CloseFrame { code, reason: reason.label().into() };
+    let goodbye = async {
+        sink.send(Message::Close(Some(frame))).await?;
+        sink.close().await
+    };
+    drop(tokio::time::timeout(timeout, goodbye).await);
 }
 
 fn size(outputs: &[Output]) -> usize {

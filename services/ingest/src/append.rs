@@ -1,6 +1,6 @@
 //! One partition's append stream to replay: batches out, acknowledgements back, in order, within a window.
 use dashstream_core::{batch::Span, position::Link};
-use dashstream_kit::tasks::Tasks;
+use dashstream_kit::{grpc::Channel, tasks::Tasks};
 use dashstream_proto::{
     log::v1::Batch,
     replay::v1::{
@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 /// Most batches in flight, whatever their size.
 const BATCHES_MAX: usize = 1_024;

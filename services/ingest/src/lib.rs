@@ -1,7 +1,7 @@
 //! The ingest service: reads Kafka, appends to replay, and feeds what is durable live, one pipeline for each
 //! partition that it owns.
 use dashstream_core::position::Partition;
-use dashstream_kit::{Kit, grpc as kit_grpc};
+use dashstream_kit::{Kit, grpc as kit_grpc, grpc::Callers};
 use dashstream_proto::{
     DESCRIPTORS, ingest::v1::ingest_service_server::IngestServiceServer,
     replay::v1::replay_service_client::ReplayServiceClient,
@@ -62,7 +62,9 @@ pub async fn run(config: Config, listener: TcpListener, kit: Kit) -> anyhow::Res
     let pipelines = kit.tasks.spawn("pipelines", keep_pipelines(parts, stop));
 
     let service = IngestServiceServer::new(service).max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let served = kit_grpc::serve(&kit, listener, DESCRIPTORS, tonic::service::Routes::new(service)).await;
+    let served =
+        kit_grpc::serve(&kit, listener, DESCRIPTORS, tonic::service::Routes::new(service), Callers::Services)
+            .await;
     // The group is served until all is stored and committed, and left behind that.
     pipelines.await?;
     group.cancel();

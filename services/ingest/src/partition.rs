@@ -17,13 +17,12 @@ use dashstream_core::{
     catch_up::Input,
     position::{Epoch, Link, NextOffset, Partition},
 };
-use dashstream_kit::tasks::Tasks;
+use dashstream_kit::{grpc::Channel, tasks::Tasks};
 use dashstream_proto::{log::v1::Cursor, replay::v1::replay_service_client::ReplayServiceClient};
 use rdkafka::error::{KafkaError, KafkaResult};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 mod judge;
 mod pump;

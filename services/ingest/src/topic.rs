@@ -2,9 +2,10 @@
 //! looked at again and again.
 use crate::{config::Config, metrics::Metrics};
 use dashstream_kafka::{Admin, Topic};
+use dashstream_kit::grpc::Channel;
 use dashstream_proto::replay::v1::{GetRetentionRequest, replay_service_client::ReplayServiceClient};
 use std::{sync::Arc, time::Duration};
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 /// How long replay may take to say what it keeps.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);

@@ -42,6 +42,9 @@ pub struct Config {
     /// grace period of whoever sends the signal.
     #[arg(long, env = "DRAIN_TIMEOUT", default_value = "20s", value_name = "DURATION", value_parser = duration)]
     pub drain_timeout: Duration,
+
+    #[command(flatten)]
+    pub trust: crate::auth::Config,
 }
 
 /// How log lines are written.

@@ -8,13 +8,15 @@ use tokio::net::TcpListener;
 use tonic::body::Body;
 use tonic::codegen::http::Response;
 use tonic::service::Routes;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Channel, Endpoint, Error, Server};
+use tonic::transport::{Channel as Plain, Endpoint, Error, Server};
 use tonic::{Code, Status};
 use tonic_reflection::server::Builder as Reflection;
 use tower::util::MapResponseLayer;
 
 use crate::Kit;
+use crate::auth::{self, Badge, Trust};
 use crate::config::Targets;
 
 mod balance;
@@ -35,6 +37,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// A channel that shows this process to the service behind it.
+pub type Channel = InterceptedService<Plain, Badge>;
+
+/// Who may call a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callers {
+    /// Services that know each other. Health alone is for everybody: it tells only whether it serves, and those who
+    /// ask it have no token.
+    Services,
+    /// Everybody. What they may do is for the service to judge.
+    Anybody,
+}
+
 /// Serves `routes` until the process is told to stop, with a health that follows readiness and with
 /// reflection (v1 and v1alpha) from `descriptors`, an encoded `FileDescriptorSet`.
 ///
@@ -42,21 +57,25 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// then are cut, so a stream that should end well watches the stop token itself.
 ///
 /// # Errors
-/// If `descriptors` do not decode.
+/// If `descriptors` do not decode, or the certificate of services is none.
 pub async fn serve(
     kit: &Kit,
     listener: TcpListener,
     descriptors: &'static [u8],
     routes: Routes,
+    callers: Callers,
 ) -> anyhow::Result<()> {
     let stop = kit.tasks.stop_token();
     let reporter = health::reporter(&kit.readiness).await;
-    let routes = with_reflection(routes, descriptors)
-        .context("register reflection")?
-        .add_service(health::server(reporter.clone()));
+    let routes = with_reflection(routes, descriptors).context("register reflection")?;
+    let (server, routes) = match callers {
+        Callers::Services => (kit.trust.of_server(server())?, guarded(routes, &kit.trust)),
+        Callers::Anybody => (server(), routes),
+    };
+    let routes = routes.add_service(health::server(reporter.clone()));
     let cut = cut::Cut::default();
     let incoming = cut.incoming(TcpIncoming::from(listener).with_nodelay(Some(true)));
-    let served = server()
+    let served = server
         .layer(MapResponseLayer::new(log_failure))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.cancelled());
@@ -80,6 +99,11 @@ fn server() -> Server {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+fn guarded(routes: Routes, trust: &Trust) -> Routes {
+    let check = axum::middleware::from_fn_with_state(trust.clone(), auth::check);
+    Routes::from(routes.prepare().into_axum_router().layer(check))
 }
 
 fn with_reflection(
@@ -124,24 +148,26 @@ fn chain(error: &(dyn std::error::Error + 'static)) -> String {
 /// # Panics
 /// Outside a tokio runtime.
 pub fn channel(kit: &Kit, targets: &Targets) -> Channel {
-    let (channel, changes) = Channel::balance_channel(balance::CHANGES_MAX);
+    let (channel, changes) = Plain::balance_channel(balance::CHANGES_MAX);
     let stop = kit.tasks.stop_token();
     let name = format!("balance {targets}");
-    kit.tasks.spawn(name, balance::run(targets.clone(), changes, stop));
-    channel
+    kit.tasks.spawn(name, balance::run(targets.clone(), kit.trust.clone(), changes, stop));
+    Channel::new(channel, kit.trust.badge())
 }
 
-/// A channel to one replica, `host:port`, connected by its first call and again when it broke.
+/// A channel to a server that is for everybody, `host:port`, connected by its first call and again
+/// when it broke. Services call each other by [`Kit::channel_to`].
 ///
 /// # Errors
 /// If the address does not parse.
-pub fn channel_to(address: &str) -> Result<Channel, Error> {
-    Ok(endpoint(address)?.connect_lazy())
+pub fn channel_to(address: &str) -> Result<Plain, Error> {
+    Ok(endpoint(address, &Trust::default())?.connect_lazy())
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, Error> {
+pub(crate) fn endpoint(address: &str, trust: &Trust) -> Result<Endpoint, Error> {
     let bare = address.strip_prefix("http://").unwrap_or(address);
-    Ok(Endpoint::from_shared(format!("http://{bare}"))?
+    Ok(trust
+        .of_client(Endpoint::from_shared(trust.url(bare))?)?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)

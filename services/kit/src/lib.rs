@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::task::AbortOnDropHandle;
 
+pub mod auth;
 pub mod config;
 pub mod grpc;
 pub mod metrics;
@@ -34,6 +35,8 @@ pub struct Kit {
     pub tasks: tasks::Tasks,
     /// Whether the service may be given work.
     pub readiness: ops::Readiness,
+    /// How it and other services know each other.
+    pub trust: auth::Trust,
     /// The short name of the service: `ingest`.
     pub service: &'static str,
     process: Arc<Process>,
@@ -58,12 +61,14 @@ impl Kit {
     /// SIGINT. To be called once, in `main`.
     ///
     /// # Errors
-    /// If the log subscriber, the operations port or the signal handlers cannot be had.
+    /// If the log subscriber, the operations port or the signal handlers cannot be had, or what
+    /// services know each other by.
     pub async fn start(service: &'static str, config: &config::Config) -> anyhow::Result<Self> {
         let mut kit = Self::embedded(service);
         let telemetry = telemetry::Telemetry::install(service, config)?;
         metrics::build_info(&kit.registry, service).context("register the build metric")?;
         let ops = Some(kit.serve_ops(config.ops_listen).await?);
+        kit.trust = auth::Trust::new(&config.trust)?;
         kit.process = Arc::new(Process { drain_timeout: config.drain_timeout, telemetry, ops });
         kit.stop_on_signals()?;
         Ok(kit)
@@ -77,6 +82,7 @@ impl Kit {
             registry: Registry::new(),
             readiness: ops::Readiness::new(tasks.stop_token()),
             tasks,
+            trust: auth::Trust::default(),
             service,
             process: Arc::new(Process { drain_timeout: EMBEDDED_DRAIN_TIMEOUT, ..Process::default() }),
         }
@@ -85,6 +91,15 @@ impl Kit {
     /// The address of the operations port, if there is one.
     pub fn ops_address(&self) -> Option<SocketAddr> {
         self.process.ops.as_ref().map(|ops| ops.address)
+    }
+
+    /// A channel to one replica of another service, `host:port`, connected by its first call and again when it
+    /// broke.
+    ///
+    /// # Errors
+    /// If the address does not parse.
+    pub fn channel_to(&self, address: &str) -> Result<grpc::Channel, tonic::transport::Error> {
+        self.trust.channel_to(address)
     }
 
     /// Stops the service, waits until its tasks have ended, and sends the last traces. The

@@ -19,6 +19,22 @@ const PAGE_SIZE_MAX: u32 = 500;
 /// Threads looked at for one page; beyond it the page comes short, with a token to go on.
 const LOOKED_AT_MAX: usize = 5_000;
 
+/// Whose threads are asked for.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked(Vec<String>);
+
+impl Asked {
+    /// As requests have it: one tenant, or several, or anybody's.
+    pub(crate) fn new(tenant_id: &str, tenant_ids: &[String]) -> Self {
+        let one = Some(tenant_id.to_owned()).filter(|id| !id.is_empty());
+        Self(one.into_iter().chain(tenant_ids.iter().cloned()).collect())
+    }
+
+    pub(crate) fn allow(&self, tenant_id: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|asked| asked == tenant_id)
+    }
+}
+
 /// The partition that carries a thread; of several, the one with its newest record.
 ///
 /// # Errors
@@ -27,12 +43,12 @@ pub(crate) async fn find<S: Store>(
     store: &S,
     stream: &Stream,
     name: &ThreadName,
-    tenant_id: &str,
+    tenants: &Asked,
 ) -> Result<Summary, Error> {
     let partitions = store.partitions(stream).await?;
     let asked = partitions.into_iter().map(|partition| store.describe_thread(stream, partition, name));
     let found = try_join_all(asked).await?.into_iter().flatten();
-    let ours = found.filter(|summary| tenant_id.is_empty() || summary.tenant_id == tenant_id);
+    let ours = found.filter(|summary| tenants.allow(&summary.tenant_id));
     ours.max_by_key(|summary| (summary.last_time_ms, summary.last))
         .ok_or_else(|| Error::NoThread(name.id().chars().take(64).collect()))
 }

@@ -1,6 +1,6 @@
 //! Why a request could not be answered, and what the caller is told.
 use crate::{
-    keys::{InvalidStream, InvalidThread},
+    keys::{InvalidStream, InvalidTenant, InvalidThread},
     store,
 };
 use dashstream_core::position::OutOfRange;
@@ -23,6 +23,14 @@ pub enum Error {
     PageToken,
     #[error("no thread {0:?} is kept")]
     NoThread(String),
+    #[error(transparent)]
+    Tenant(#[from] InvalidTenant),
+    #[error("no schema is expected of graph {0:?}")]
+    NoSchema(String),
+    #[error("the expected schema has another version: read it again")]
+    SchemaVersion,
+    #[error("the tenant has {0} expected schemas, the most: delete some")]
+    TooManySchemas(usize),
     #[error("{limit} reads are in flight, the most: try again in {retry_after:?}")]
     Busy { limit: u32, retry_after: Duration },
     #[error("the store's memory is used up: nothing can be appended until it has more, or keeps less")]
@@ -49,9 +57,11 @@ impl From<Error> for Status {
             | Error::Missing { .. }
             | Error::Invalid { .. }
             | Error::Thread(_)
+            | Error::Tenant(_)
             | Error::PageToken => Code::InvalidArgument,
-            Error::NoThread(_) => Code::NotFound,
-            Error::Busy { .. } | Error::Full(_) => Code::ResourceExhausted,
+            Error::NoThread(_) | Error::NoSchema(_) => Code::NotFound,
+            Error::SchemaVersion => Code::FailedPrecondition,
+            Error::Busy { .. } | Error::Full(_) | Error::TooManySchemas(_) => Code::ResourceExhausted,
             Error::Store(store::Error::Unavailable(_) | store::Error::NotReplicated { .. }) => {
                 Code::Unavailable
             }

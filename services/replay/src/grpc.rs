@@ -8,6 +8,7 @@ use crate::{
     filling::Bounds,
     keys::{Stream, ThreadName},
     metrics::Metrics,
+    schemas,
     store::{From, LastRecord, Open, Page, Store},
     thread_reads, upkeep,
 };
@@ -368,7 +369,8 @@ impl<S: Store> ReplayService for Replay<S> {
         let request = request.into_inner();
         let stream = Stream::new(&request.stream).map_err(Error::from)?;
         let name = ThreadName::new(&request.thread_id).map_err(Error::from)?;
-        let summary = directory::find(&*self.store, &stream, &name, &request.tenant_id).await?;
+        let asked = directory::Asked::new(&request.tenant_id, &request.tenant_ids);
+        let summary = directory::find(&*self.store, &stream, &name, &asked).await?;
         Ok(Response::new(wire::DescribeThreadResponse { thread: Some(directory::thread(summary)) }))
     }
 
@@ -397,7 +399,8 @@ impl<S: Store> ReplayService for Replay<S> {
         let request = request.into_inner();
         let stream = Stream::new(&request.stream).map_err(Error::from)?;
         let name = ThreadName::new(&request.thread_id).map_err(Error::from)?;
-        let existed = match directory::find(&*self.store, &stream, &name, &request.tenant_id).await {
+        let asked = directory::Asked::new(&request.tenant_id, &[]);
+        let existed = match directory::find(&*self.store, &stream, &name, &asked).await {
             Ok(summary) => {
                 self.store.delete_thread(&stream, summary.partition, &name).await.map_err(Error::from)?
             }
@@ -437,6 +440,41 @@ impl<S: Store> ReplayService for Replay<S> {
         tracing::info!(audit = true, stream = stream.as_str(), retention = ?now, reason = request.reason,
             "retention changed");
         Ok(Response::new(wire::SetRetentionResponse { retention: Some(upkeep::told(now)) }))
+    }
+
+    async fn list_expected_schemas(
+        &self,
+        request: Request<wire::ListExpectedSchemasRequest>,
+    ) -> Result<Response<wire::ListExpectedSchemasResponse>, Status> {
+        let _place = self.admit().await?;
+        let schemas = schemas::list(&*self.store, request.get_ref()).await?;
+        Ok(Response::new(wire::ListExpectedSchemasResponse { schemas }))
+    }
+
+    async fn get_expected_schema(
+        &self,
+        request: Request<wire::GetExpectedSchemaRequest>,
+    ) -> Result<Response<wire::GetExpectedSchemaResponse>, Status> {
+        let _place = self.admit().await?;
+        let wire::GetExpectedSchemaRequest { stream, tenant_id, graph_name } = request.get_ref();
+        let schema = Some(schemas::get(&*self.store, stream, tenant_id, graph_name).await?);
+        Ok(Response::new(wire::GetExpectedSchemaResponse { schema }))
+    }
+
+    async fn set_expected_schema(
+        &self,
+        request: Request<wire::SetExpectedSchemaRequest>,
+    ) -> Result<Response<wire::SetExpectedSchemaResponse>, Status> {
+        let schema = Some(schemas::set(&*self.store, request.into_inner(), mint().get()).await?);
+        Ok(Response::new(wire::SetExpectedSchemaResponse { schema }))
+    }
+
+    async fn delete_expected_schema(
+        &self,
+        request: Request<wire::DeleteExpectedSchemaRequest>,
+    ) -> Result<Response<wire::DeleteExpectedSchemaResponse>, Status> {
+        let schema = Some(schemas::delete(&*self.store, request.get_ref()).await?);
+        Ok(Response::new(wire::DeleteExpectedSchemaResponse { schema }))
     }
 }
 

@@ -101,6 +101,26 @@ impl ThreadName {
     }
 }
 
+/// A tenant's form in keys; absent for what belongs to none.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantName(Option<ThreadName>);
+
+/// Not a tenant's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tenant_id has {0} bytes: expected at most {THREAD_ID_BYTES_MAX}")]
+pub struct InvalidTenant(usize);
+
+impl TenantName {
+    /// # Errors
+    /// [`InvalidTenant`] for an id that is too long.
+    pub fn new(id: &str) -> Result<Self, InvalidTenant> {
+        if id.is_empty() {
+            return Ok(Self(None));
+        }
+        ThreadName::new(id).map(|name| Self(Some(name))).map_err(|_| InvalidTenant(id.len()))
+    }
+}
+
 /// A key. All keys of a partition carry the same hash tag, so they are in one slot of a Redis Cluster and one
 /// script can change them together. Every key has an expiry from its first write on. Numbers are decimal text
 /// unless said otherwise; times are milliseconds since 1970.
@@ -129,6 +149,8 @@ pub enum Key<'a> {
     Partitions(&'a Stream),
     /// Hash of what is kept where it was set: `age`, `records`, `bytes`.
     Retention(&'a Stream),
+    /// Hash of a tenant's expected schemas by graph name: the version, a space, and the encoded schema.
+    Schemas(&'a Stream, &'a TenantName),
 }
 
 impl fmt::Display for Key<'_> {
@@ -147,6 +169,10 @@ impl fmt::Display for Key<'_> {
             }
             Self::Partitions(Stream(stream)) => write!(f, "{PREFIX}:{{{stream}}}:partitions"),
             Self::Retention(Stream(stream)) => write!(f, "{PREFIX}:{{{stream}}}:retention"),
+            Self::Schemas(Stream(stream), TenantName(None)) => write!(f, "{PREFIX}:{{{stream}}}:schemas"),
+            Self::Schemas(Stream(stream), TenantName(Some(ThreadName(name)))) => {
+                write!(f, "{PREFIX}:{{{stream}}}:schemas:{name}")
+            }
         }
     }
 }
@@ -194,6 +220,16 @@ mod tests {
         for bad in ["h_x", "b64_YTpi=", "b64_", "b64_QUJD", "a:b", ""] {
             assert!(ThreadName::parse(bad).is_err(), "{bad} is no id's name");
         }
+    }
+
+    #[test]
+    fn each_tenant_has_a_key_of_its_own_and_so_has_none() {
+        let stream = Stream::new("s").unwrap();
+        let key = |id: &str| Key::Schemas(&stream, &TenantName::new(id).unwrap()).to_string();
+        assert_eq!(key(""), "dashstream:1:{s}:schemas");
+        assert_eq!(key("acme"), "dashstream:1:{s}:schemas:acme");
+        assert_eq!(key("a:b"), "dashstream:1:{s}:schemas:b64_YTpi");
+        assert!(TenantName::new(&"a".repeat(1_025)).is_err());
     }
 
     proptest! {

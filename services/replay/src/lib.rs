@@ -1,5 +1,5 @@
 //! The replay service: keeps each partition's log in Redis and reads the past back, over gRPC.
-use dashstream_kit::{Kit, grpc as kit_grpc, ops::Latch};
+use dashstream_kit::{Kit, grpc as kit_grpc, grpc::Callers, ops::Latch};
 use dashstream_proto::{DESCRIPTORS, replay::v1::replay_service_server::ReplayServiceServer};
 use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ pub mod legacy;
 pub mod memory_store;
 pub mod metrics;
 pub mod redis_store;
+pub mod schemas;
 pub mod store;
 mod stored;
 mod thread_reads;
@@ -86,7 +87,8 @@ async fn serve<S: store::Store>(
     let service = ReplayServiceServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    kit_grpc::serve(&kit, listener, DESCRIPTORS, tonic::service::Routes::new(service)).await
+    kit_grpc::serve(&kit, listener, DESCRIPTORS, tonic::service::Routes::new(service), Callers::Services)
+        .await
 }
 
 /// Ready while Redis answers and keeps what it is given. Returns when it is certain to delete on its own; on the

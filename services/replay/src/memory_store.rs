@@ -21,11 +21,14 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+mod schemas;
+
 /// All partitions of all streams.
 #[derive(Debug)]
 pub struct MemoryStore {
     default: Retention,
     state: Mutex<State>,
+    schemas: schemas::Schemas,
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +85,7 @@ impl State {
 
 impl MemoryStore {
     pub fn new(retention: Retention) -> Self {
-        Self { default: retention, state: Mutex::default() }
+        Self { default: retention, state: Mutex::default(), schemas: schemas::Schemas::default() }
     }
 
     /// What is left of the state now. The lock is held for moments and never over an await.

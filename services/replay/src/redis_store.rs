@@ -19,6 +19,7 @@ mod append;
 mod inventory;
 mod reads;
 mod reply;
+mod schemas;
 mod threads;
 
 use inventory::Inventory;
@@ -37,6 +38,7 @@ pub struct RedisStore {
     read: Script,
     seek: Script,
     note: Script,
+    schema: Script,
 }
 
 /// Replicas of Redis that must have an append before it is acknowledged.
@@ -65,6 +67,7 @@ impl RedisStore {
             read: Script::new(include_str!("read.lua")),
             seek: Script::new(include_str!("seek.lua")),
             note: Script::new(include_str!("note.lua")),
+            schema: Script::new(include_str!("schema.lua")),
         }
     }
 

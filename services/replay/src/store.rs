@@ -3,6 +3,7 @@ use crate::{
     config::Retention,
     filling::Bounds,
     keys::{Stream, ThreadName},
+    schemas::SchemaStore,
     threads::{After, Summary, ThreadPage},
 };
 use dashstream_core::{
@@ -144,7 +145,7 @@ pub struct ListPlace {
 }
 
 /// A store. Appends of one call are done in order; each is atomic.
-pub trait Store: Send + Sync + 'static {
+pub trait Store: SchemaStore {
     fn open(&self, stream: &Stream, open: Open) -> impl Future<Output = Result<Opened, Error>> + Send;
 
     fn append(

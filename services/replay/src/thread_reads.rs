@@ -71,10 +71,10 @@ impl<S: Store> Reading<S> {
             }
             After::Offset { .. } => Vec::new(),
         };
-        let of_tenant =
-            |record: &Record| request.tenant_id.is_empty() || record.tenant_id == request.tenant_id;
-        let older = older.into_iter().filter(|(_, record)| of_tenant(record)).collect::<Vec<_>>();
-        let partition = match directory::find(&*store, &stream, &name, &request.tenant_id).await {
+        let asked = directory::Asked::new(&request.tenant_id, &request.tenant_ids);
+        let older = older.into_iter().filter(|(_, record)| asked.allow(&record.tenant_id));
+        let older = older.collect::<Vec<_>>();
+        let partition = match directory::find(&*store, &stream, &name, &asked).await {
             Ok(summary) => Some(summary.partition),
             Err(Error::NoThread(_)) if !older.is_empty() => None,
             Err(error) => return Err(error),

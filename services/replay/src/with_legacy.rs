@@ -3,8 +3,9 @@ use crate::{
     config::Retention,
     connection::Connection,
     filling::Bounds,
-    keys::{Stream, ThreadName},
+    keys::{Stream, TenantName, ThreadName},
     legacy::{Legacy, LegacyRecord, pack},
+    schemas::{Changed, SchemaStore},
     store::{Appended, Description, Error, From, ListPlace, Open, Opened, Page, Store},
     threads::{After, Summary, ThreadPage},
 };
@@ -12,7 +13,10 @@ use dashstream_core::{
     batch::{self, Span},
     position::{Epoch, Link, Offset, Partition},
 };
-use dashstream_proto::log::v1::{Batch, Record};
+use dashstream_proto::{
+    log::v1::{Batch, Record},
+    replay::v1::ExpectedSchema,
+};
 
 /// The life of a log that only the predecessor knew. Cursors of it are stale once the log is opened.
 const BEFORE_ALL: Epoch = Epoch::new(0);
@@ -85,6 +89,42 @@ fn wants(from: From, page: &Page) -> Option<(Epoch, Link, Option<Offset>, Link)>
 /// The offset behind what is held.
 fn behind(held: Link) -> Option<Offset> {
     held.map(|held| Offset::clamped(held.get() + 1))
+}
+
+/// The predecessor kept them in a file.
+impl<S: Store> SchemaStore for WithLegacy<S> {
+    async fn schemas(&self, stream: &Stream, tenant: &TenantName) -> Result<Vec<ExpectedSchema>, Error> {
+        self.inner.schemas(stream, tenant).await
+    }
+
+    async fn schema(
+        &self,
+        stream: &Stream,
+        tenant: &TenantName,
+        graph_name: &str,
+    ) -> Result<Option<ExpectedSchema>, Error> {
+        self.inner.schema(stream, tenant, graph_name).await
+    }
+
+    async fn set_schema(
+        &self,
+        stream: &Stream,
+        tenant: &TenantName,
+        schema: &ExpectedSchema,
+        expected: Option<u64>,
+    ) -> Result<Changed, Error> {
+        self.inner.set_schema(stream, tenant, schema, expected).await
+    }
+
+    async fn delete_schema(
+        &self,
+        stream: &Stream,
+        tenant: &TenantName,
+        graph_name: &str,
+        version: u64,
+    ) -> Result<Changed, Error> {
+        self.inner.delete_schema(stream, tenant, graph_name, version).await
+    }
 }
 
 impl<S: Store> Store for WithLegacy<S> {

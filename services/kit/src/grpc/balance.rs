@@ -11,6 +11,7 @@ use tonic::transport::Endpoint;
 use tonic::transport::channel::Change;
 
 use super::{health, resolve};
+use crate::auth::Trust;
 use crate::config::Targets;
 
 /// How many changes may wait for the channel, which takes them only when it is called.
@@ -20,7 +21,7 @@ type Changes = Sender<Change<SocketAddr, Endpoint>>;
 type Watches = StreamMap<SocketAddr, Pin<Box<dyn Stream<Item = bool> + Send>>>;
 
 /// Keeps the channel behind `changes` up to date until the stop, or until nobody holds it.
-pub(super) async fn run(targets: Targets, changes: Changes, stop: CancellationToken) {
+pub(super) async fn run(targets: Targets, trust: Trust, changes: Changes, stop: CancellationToken) {
     let mut resolved = pin!(resolve::follow(targets));
     let mut watches = Watches::new();
     let mut fleet = Fleet::default();
@@ -30,22 +31,22 @@ pub(super) async fn run(targets: Targets, changes: Changes, stop: CancellationTo
             () = changes.closed() => return,
             Some(addresses) = resolved.next() => {
                 fleet.resolved(&addresses);
-                follow(&mut watches, &addresses);
+                follow(&mut watches, &addresses, &trust);
             }
             Some((address, serving)) = watches.next() => fleet.heard(address, serving),
         }
-        fleet.tell(&changes);
+        fleet.tell(&changes, &trust);
     }
 }
 
-fn follow(watches: &mut Watches, addresses: &BTreeSet<SocketAddr>) {
+fn follow(watches: &mut Watches, addresses: &BTreeSet<SocketAddr>, trust: &Trust) {
     let gone: Vec<_> = watches.keys().filter(|key| !addresses.contains(key)).copied().collect();
     for address in gone {
         watches.remove(&address);
     }
     for address in addresses {
         if !watches.contains_key(address) {
-            watches.insert(*address, Box::pin(health::watch(*address)));
+            watches.insert(*address, Box::pin(health::watch(*address, trust.clone())));
         }
     }
 }
@@ -83,10 +84,10 @@ impl Fleet {
     }
 
     /// Sends what changed. What does not fit is left for the next time, at most 5 s later.
-    fn tell(&mut self, changes: &Changes) {
+    fn tell(&mut self, changes: &Changes, trust: &Trust) {
         let wanted = self.wanted();
         for address in wanted.difference(&self.told.clone()) {
-            let Ok(endpoint) = super::endpoint(&address.to_string()) else {
+            let Ok(endpoint) = super::endpoint(&address.to_string(), trust) else {
                 continue;
             };
             if changes.try_send(Change::Insert(*address, endpoint)).is_ok() {
@@ -139,10 +140,10 @@ mod tests {
         let (changes, mut told) = tokio::sync::mpsc::channel(CHANGES_MAX);
         let mut fleet = Fleet::default();
         fleet.resolved(&addresses(&[1]));
-        fleet.tell(&changes);
-        fleet.tell(&changes);
+        fleet.tell(&changes, &Trust::default());
+        fleet.tell(&changes, &Trust::default());
         fleet.resolved(&addresses(&[2]));
-        fleet.tell(&changes);
+        fleet.tell(&changes, &Trust::default());
         assert!(matches!(told.try_recv(), Ok(Change::Insert(a, _)) if a == address(1)));
         assert!(matches!(told.try_recv(), Ok(Change::Insert(a, _)) if a == address(2)));
         assert!(matches!(told.try_recv(), Ok(Change::Remove(a)) if a == address(1)));

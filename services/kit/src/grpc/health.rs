@@ -15,6 +15,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_health::server::{HealthReporter, HealthService};
 
+use crate::auth::Trust;
 use crate::ops::Readiness;
 
 /// The name under which the health of a whole server goes.
@@ -60,8 +61,11 @@ fn status(ready: bool) -> ServingStatus {
 
 /// Whether the replica at `address` takes calls: an item each time something is heard, or not heard
 /// when it should have been. Never ends.
-pub(super) fn watch(address: SocketAddr) -> impl Stream<Item = bool> + Send {
-    unfold(Watch::Idle { delay: Duration::ZERO }, move |watch| async move { Some(watch.next(address).await) })
+pub(super) fn watch(address: SocketAddr, trust: Trust) -> impl Stream<Item = bool> + Send {
+    unfold((Watch::Idle { delay: Duration::ZERO }, trust), move |(watch, trust)| async move {
+        let (serving, watch) = watch.next(address, &trust).await;
+        Some((serving, (watch, trust)))
+    })
 }
 
 enum Watch {
@@ -70,12 +74,12 @@ enum Watch {
 }
 
 impl Watch {
-    async fn next(self, address: SocketAddr) -> (bool, Self) {
+    async fn next(self, address: SocketAddr, trust: &Trust) -> (bool, Self) {
         match self {
             Self::Open(answers) => heard(answers).await,
             Self::Idle { delay } => {
                 tokio::time::sleep(delay).await;
-                match open(address).await {
+                match open(address, trust).await {
                     Ok(answers) => heard(answers).await,
                     // A server without the service is healthy as long as it can be reached.
                     Err(status) => (status.code() == Code::Unimplemented, Self::later()),
@@ -89,8 +93,8 @@ impl Watch {
     }
 }
 
-async fn open(address: SocketAddr) -> Result<Box<Streaming<HealthCheckResponse>>, Status> {
-    let endpoint = super::endpoint(&address.to_string());
+async fn open(address: SocketAddr, trust: &Trust) -> Result<Box<Streaming<HealthCheckResponse>>, Status> {
+    let endpoint = super::endpoint(&address.to_string(), trust);
     let connect = async { endpoint?.connect().await };
     let channel = connect.await.map_err(|error| Status::unavailable(error.to_string()))?;
     let request = HealthCheckRequest { service: OVERALL.to_owned() };

@@ -28,7 +28,8 @@ async fn start(kit: &Kit, listen: SocketAddr) -> (SocketAddr, Served) {
     let kit = kit.clone();
     let tasks = kit.tasks.clone();
     let served = tasks.spawn("grpc", async move {
-        serve(&kit, listener, tonic_health::pb::FILE_DESCRIPTOR_SET, Routes::default()).await
+        serve(&kit, listener, tonic_health::pb::FILE_DESCRIPTOR_SET, Routes::default(), Callers::Services)
+            .await
     });
     (address, served)
 }
@@ -109,7 +110,7 @@ async fn a_replica_that_is_not_ready_gets_no_calls() {
     let channel = channel(&kit, &targets(&[address_ready, address_waiting]));
     settle(&channel).await;
 
-    let direct = channel_to(&address_waiting.to_string()).unwrap();
+    let direct = kit.channel_to(&address_waiting.to_string()).unwrap();
     assert_eq!(check(&direct).await.unwrap(), ServingStatus::NotServing);
     latch.ready();
     settle(&direct).await;

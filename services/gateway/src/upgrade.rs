@@ -1,0 +1,158 @@
+//! From a request to a session: who may have one, and with what rights.
+use crate::{
+    admission::{Full, Place},
+    auth::{
+        Access, Refused,
+        gate::{self, Guard, Turned},
+        token_of,
+    },
+    http::{App, Client, SUBPROTOCOL, refuse, unauthorized},
+    viewers::Viewer,
+    ws,
+};
+use axum::{
+    Extension,
+    extract::{State, WebSocketUpgrade, ws::WebSocket},
+    http::{HeaderMap, StatusCode},
+    response::Response,
+};
+use dashstream_core::{
+    filter::Tenants,
+    session::{CloseReason, Session},
+};
+use dashstream_proto::session::v1::ErrorCode;
+use std::{
+    net::IpAddr,
+    sync::atomic::Ordering,
+    time::{Duration, SystemTime},
+};
+
+/// When to try again where there is no place now.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+pub(crate) async fn upgrade(
+    State(app): State<App>,
+    Extension(Client(address)): Extension<Client>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    if app.tasks.stop_token().is_cancelled() {
+        app.metrics.refused("draining");
+        let text = "this replica is draining: connect to another";
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "draining", text, Some(Duration::from_secs(1)));
+    }
+    let mut place = match app.admission.admit(address) {
+        Ok(place) => place,
+        Err(full) => return refuse_full(&app, full),
+    };
+    let access = match offered(&app, &headers).await {
+        Ok(access) => access,
+        Err(refused) => {
+            app.metrics.refused(refused.label());
+            return unauthorized(refused);
+        }
+    };
+    if let Some(Err(full)) = access.as_ref().map(|access| place.of(&access.tenants)) {
+        return refuse_full(&app, full);
+    }
+    let most = app.terms.limits.client_frame_bytes_max as usize;
+    let upgrade = upgrade
+        .protocols([SUBPROTOCOL])
+        .max_message_size(most)
+        .max_frame_size(most)
+        .read_buffer_size(4 << 10);
+    if upgrade.selected_protocol().is_none() {
+        app.metrics.refused("protocol");
+        let text = format!("Sec-WebSocket-Protocol is missing or unknown: expected {SUBPROTOCOL}");
+        return refuse(StatusCode::BAD_REQUEST, "protocol", &text, None);
+    }
+    upgrade.on_upgrade(async move |socket| {
+        app.metrics.sessions.inc();
+        let attending = attend(socket, app.clone(), access, place, address);
+        let reason = app.tasks.spawn("session", attending).await.unwrap_or(CloseReason::Error);
+        app.metrics.sessions.dec();
+        app.metrics.disconnected(reason);
+    })
+}
+
+/// What the token of the request allows; `None` where there is none yet and the hello must bring it.
+async fn offered(app: &App, headers: &HeaderMap) -> Result<Option<Access>, Refused> {
+    match token_of(headers)? {
+        None if app.authenticator.is_on() => Ok(None),
+        token => app.authenticator.access(token.as_ref()).await.map(Some),
+    }
+}
+
+fn refuse_full(app: &App, full: Full) -> Response {
+    app.metrics.refused(full.label());
+    let status = match full {
+        Full::Replica(_) => StatusCode::SERVICE_UNAVAILABLE,
+        Full::Address(_) | Full::Tenant(_) => StatusCode::TOO_MANY_REQUESTS,
+    };
+    refuse(status, full.label(), &full.to_string(), Some(RETRY_AFTER))
+}
+
+/// Runs a session from the upgrade to its end. There is none before somebody is known.
+async fn attend(
+    mut socket: WebSocket,
+    app: App,
+    access: Option<Access>,
+    mut place: Place,
+    address: IpAddr,
+) -> CloseReason {
+    let admitted = match access {
+        Some(access) => Ok((access, None)),
+        None => hello(&mut socket, &app, &mut place).await,
+    };
+    let id = format!("{:08x}-{}", std::process::id(), app.sessions.fetch_add(1, Ordering::Relaxed));
+    let session = admitted.and_then(|(access, first)| Ok((session(&app, &id, &access)?, access, first)));
+    let (session, access, first) = match session {
+        Ok(session) => session,
+        Err(turned) => {
+            app.metrics.refused_call(turned.reason.label());
+            return ws::turn_away(socket, turned.outputs(), app.ground).await;
+        }
+    };
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let viewer = Viewer::new(
+        id.clone(),
+        access.subject.clone(),
+        address,
+        access.tenants.clone(),
+        i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+    );
+    let entrance = ws::Entrance {
+        first,
+        guard: Guard::new(app.authenticator.clone(), access),
+        seat: app.viewers.enter(viewer),
+    };
+    let reason = ws::run(socket, session, app.ground, entrance).await;
+    tracing::debug!(session = id, reason = reason.label(), "session ended");
+    reason
+}
+
+async fn hello(
+    socket: &mut WebSocket,
+    app: &App,
+    place: &mut Place,
+) -> Result<(Access, Option<bytes::Bytes>), Turned> {
+    let (access, first) = gate::hello(socket, &app.authenticator, app.terms.hello_timeout).await?;
+    place.of(&access.tenants).map_err(|full| Turned {
+        code: ErrorCode::OverLimit,
+        message: full.to_string(),
+        reason: CloseReason::OverLimit,
+    })?;
+    Ok((access, Some(first)))
+}
+
+/// A session that is shown the caller's tenants and no others. One that can't be held to them is not begun.
+fn session(app: &App, id: &str, access: &Access) -> Result<Session, Turned> {
+    match &access.tenants {
+        Tenants::All => Ok(Session::new(id.to_owned(), app.terms.clone())),
+        Tenants::Only(_) => Err(Turned {
+            code: ErrorCode::Unimplemented,
+            message: "sessions of some tenants are not implemented by this version".to_owned(),
+            reason: CloseReason::Unauthorized,
+        }),
+    }
+}
