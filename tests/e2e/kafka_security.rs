@@ -64,12 +64,6 @@ async fn every_way(kafka: &Kafka) -> Vec<Settings> {
     ]
 }
 
-async fn metric(service: &Service, name: &str) -> Result<u64, String> {
-    let (_, metrics) = service.get("/metrics").await?;
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.and_then(|value| value.parse().ok()).ok_or(format!("no {name} in /metrics"))
-}
-
 /// A replica for each way, and a partition for each replica: what a client receives came over all of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_reach_a_client_over_every_protected_connection() {
@@ -83,8 +77,8 @@ async fn records_reach_a_client_over_every_protected_connection() {
     let stack = Stack::start(shape).await;
     for ingest in &stack.ingest {
         eventually("each replica owns one partition", TIMEOUT, async || {
-            let owned = metric(ingest, "dashstream_ingest_partitions_owned").await?;
-            if owned == 1 { Ok(()) } else { Err(format!("it owns {owned}")) }
+            let owned = ingest.metric("dashstream_ingest_partitions_owned").await?;
+            if owned == Some(1.0) { Ok(()) } else { Err(format!("it owns {owned:?}")) }
         })
         .await;
     }
@@ -97,8 +91,8 @@ async fn records_reach_a_client_over_every_protected_connection() {
     watcher.until(&gateways, TIMEOUT, |watcher| watcher.records() >= 3_000).await;
     watcher.assert_received(&log);
     for ingest in &stack.ingest {
-        let stored = metric(ingest, "dashstream_ingest_stored_records_total").await.expect("a metric");
-        assert!(stored > 0, "a replica stored nothing");
+        let stored = ingest.metric("dashstream_ingest_records_total{outcome=\"stored\"}").await;
+        assert!(stored.expect("metrics") > Some(0.0), "a replica stored nothing");
     }
 }
 
