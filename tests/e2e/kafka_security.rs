@@ -138,6 +138,25 @@ async fn topics_are_made_and_runs_produced_through_a_login_over_tls() {
     assert!(error.contains("KAFKA_SASL_PASSWORD") && !error.contains("wrong-password"), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn local_mode_runs_on_a_real_kafka_behind_a_login() {
+    let kafka = Kafka::shared().await;
+    kafka.create_topic("local-runs", 2, &[]).await;
+    let (user, password) = PLAIN_LOGIN;
+    let way = [over_tls(&kafka, Door::SaslSsl, "sasl_ssl"), login("PLAIN", user, password)].concat();
+    let mut given: Vec<_> = way.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    given.push(("KAFKA_TOPIC", "local-runs"));
+    let local = Service::start(Kind::Local, &given);
+    local.ready().await;
+    eventually("its runs went through Kafka into the store", TIMEOUT, async || {
+        let stored = metric(&local, "dashstream_ingest_stored_batches_total").await?;
+        if stored > 0 { Ok(()) } else { Err("nothing is stored".to_owned()) }
+    })
+    .await;
+    let written = kafka.watermarks("local-runs", 0).await.1 + kafka.watermarks("local-runs", 1).await.1;
+    assert!(written > 0, "the records are in Kafka");
+}
+
 fn start(replay: &Service, topic: &str, settings: &[(&'static str, String)]) -> Service {
     let replay = replay.address();
     let mut all: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
