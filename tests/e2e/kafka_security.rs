@@ -149,8 +149,8 @@ async fn local_mode_runs_on_a_real_kafka_behind_a_login() {
     let local = Service::start(Kind::Local, &given);
     local.ready().await;
     eventually("its runs went through Kafka into the store", TIMEOUT, async || {
-        let stored = metric(&local, "dashstream_ingest_stored_batches_total").await?;
-        if stored > 0 { Ok(()) } else { Err("nothing is stored".to_owned()) }
+        let stored = local.metric("dashstream_ingest_stored_batches_total").await?;
+        if stored > Some(0.0) { Ok(()) } else { Err("nothing is stored".to_owned()) }
     })
     .await;
     let written = kafka.watermarks("local-runs", 0).await.1 + kafka.watermarks("local-runs", 1).await.1;
