@@ -146,6 +146,8 @@ impl Settings {
         };
         // The embedded broker can't look records up by time.
         let refill = if config.kafka.is_some() { "retention" } else { "earliest" };
+        // Nor does it tell a topic's settings.
+        let topic_check = config.kafka.is_some();
         Self {
             replay: vec![format!("--retention={}ms", config.retention.as_millis()), store],
             ingest: vec![
@@ -153,6 +155,7 @@ impl Settings {
                 format!("--kafka-group-id={}", group_id(config)),
                 format!("--replay-targets={replay}"),
                 format!("--refill={refill}"),
+                format!("--kafka-topic-check={topic_check}"),
             ],
             gateway: vec![
                 // Everything is on this machine, and made up.

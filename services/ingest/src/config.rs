@@ -115,6 +115,12 @@ pub struct Kafka {
     /// How long the group waits for a member that is gone before its partitions move.
     #[arg(long = "kafka-session-timeout", env = "KAFKA_SESSION_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub session_timeout: Duration,
+
+    /// Look at the topic's settings at the start, and warn of what endangers records. Not every broker that speaks
+    /// Kafka's protocol tells them.
+    #[arg(long = "kafka-topic-check", env = "KAFKA_TOPIC_CHECK", default_value_t = true,
+          action = clap::ArgAction::Set)]
+    pub topic_check: bool,
 }
 
 impl Config {

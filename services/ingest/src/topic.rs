@@ -33,7 +33,8 @@ enum Found {
 
 impl Check {
     pub fn new(config: Arc<Config>, replay: ReplayServiceClient<Channel>, metrics: Metrics) -> Self {
-        Self { config, replay, metrics, partitions: None, found: Found::Nothing }
+        let found = if config.kafka.topic_check { Found::Nothing } else { Found::All };
+        Self { config, replay, metrics, partitions: None, found }
     }
 
     /// To be told the topic's number of partitions whenever it was asked for. Goes on with the check.
