@@ -64,10 +64,13 @@ async fn every_way(kafka: &Kafka) -> Vec<Settings> {
     ]
 }
 
+/// A metric, as the sum of what it says of each partition.
 async fn metric(service: &Service, name: &str) -> Result<u64, String> {
     let (_, metrics) = service.get("/metrics").await?;
-    let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    value.and_then(|value| value.parse().ok()).ok_or(format!("no {name} in /metrics"))
+    let of_name = metrics.lines().filter_map(|line| line.strip_prefix(name));
+    let values = of_name.filter(|rest| rest.starts_with(['{', ' ']));
+    let values = values.filter_map(|rest| rest.rsplit_once(' ')?.1.parse::<u64>().ok());
+    values.reduce(|sum, value| sum + value).ok_or(format!("no {name} in /metrics"))
 }
 
 /// A replica for each way, and a partition for each replica: what a client receives came over all of them.
@@ -142,6 +145,25 @@ async fn topics_are_made_and_runs_produced_through_a_login_over_tls() {
     let admin = Admin::new(&wrong, "tests").expect("nothing is wrong with the settings");
     let error = admin.topic("produced").await.expect_err("nobody is let in").to_string();
     assert!(error.contains("KAFKA_SASL_PASSWORD") && !error.contains("wrong-password"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn local_mode_runs_on_a_real_kafka_behind_a_login() {
+    let kafka = Kafka::shared().await;
+    kafka.create_topic("local-runs", 2, &[]).await;
+    let (user, password) = PLAIN_LOGIN;
+    let way = [over_tls(&kafka, Door::SaslSsl, "sasl_ssl"), login("PLAIN", user, password)].concat();
+    let mut given: Vec<_> = way.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    given.push(("KAFKA_TOPIC", "local-runs"));
+    let local = Service::start(Kind::Local, &given);
+    local.ready().await;
+    eventually("its runs went through Kafka into the store", TIMEOUT, async || {
+        let stored = metric(&local, "dashstream_ingest_stored_records_total").await?;
+        if stored > 0 { Ok(()) } else { Err("nothing is stored".to_owned()) }
+    })
+    .await;
+    let written = kafka.watermarks("local-runs", 0).await.1 + kafka.watermarks("local-runs", 1).await.1;
+    assert!(written > 0, "the records are in Kafka");
 }
 
 fn start(replay: &Service, topic: &str, settings: &[(&'static str, String)]) -> Service {

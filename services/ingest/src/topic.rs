@@ -1,7 +1,7 @@
 //! Whether the topic is what our promises need. Looked at once, and said; whether its partitions are still as many is
 //! looked at again and again.
 use crate::{config::Config, metrics::Metrics};
-use dashstream_kafka::{Admin, Topic};
+use dashstream_kafka::{Admin, Topic, admin};
 use dashstream_kit::grpc::Channel;
 use dashstream_proto::replay::v1::{GetRetentionRequest, replay_service_client::ReplayServiceClient};
 use std::{sync::Arc, time::Duration};
@@ -66,6 +66,10 @@ impl Check {
             }
             // It has gone since its partitions were counted, which the next count tells.
             Ok(None) => {}
+            Err(error @ admin::Error::Refused { .. }) => {
+                tracing::warn!(%error, "the topic is not checked: it may not be described");
+                self.found = Found::All;
+            }
             Err(error) if self.found == Found::Nothing => {
                 tracing::warn!(%error, "the topic is not checked until its settings can be read");
                 self.found = Found::NotDescribed;
@@ -74,13 +78,13 @@ impl Check {
         }
     }
 
-    async fn describe(&self) -> Result<Option<Topic>, String> {
+    async fn describe(&self) -> Result<Option<Topic>, admin::Error> {
         let kafka = &self.config.kafka;
-        let admin = Admin::new(&kafka.connection, "dashstream-ingest").map_err(|error| error.to_string())?;
+        let admin = Admin::new(&kafka.connection, "dashstream-ingest")?;
         let topic = admin.topic(&kafka.topic).await;
         // Which blocks for a moment, and nobody waits for.
         drop(tokio::task::spawn_blocking(move || drop(admin)));
-        topic.map_err(|error| error.to_string())
+        topic
     }
 }
 

@@ -18,6 +18,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// How long one question to the brokers may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often, and how many times, a new topic is looked for.
+const LOOK_PACE: Duration = Duration::from_millis(50);
+const LOOKS_MAX: usize = 100;
+
 /// Most events that a complaint is looked for among.
 const EVENTS_MAX: usize = 1_000;
 
@@ -31,10 +35,14 @@ pub struct Admin {
 /// Why a topic could not be asked for or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    #[error(transparent)]
+    Settings(#[from] connection::Error),
     #[error("ask Kafka: {0}")]
     Unanswered(String),
     #[error("{what} {topic}: {code}")]
     Refused { what: &'static str, topic: String, code: RDKafkaErrorCode },
+    #[error("{0} was made, but the brokers do not tell of it yet")]
+    NotSeen(String),
     #[error(transparent)]
     Unclear(#[from] Unclear),
 }
@@ -60,10 +68,11 @@ impl Admin {
     ///
     /// # Errors
     /// When a setting is wrong.
-    pub fn new(connection: &Connection, client_id: &str) -> Result<Self, connection::Error> {
+    pub fn new(connection: &Connection, client_id: &str) -> Result<Self, Error> {
         let config = connection.client_config(client_id, &[])?;
-        let asker = Arc::new(config.create_with_context(Trouble::default())?);
-        Ok(Self { client: config.create()?, asker })
+        let asker = config.create_with_context(Trouble::default()).map_err(connection::Error::from)?;
+        let client = config.create().map_err(connection::Error::from)?;
+        Ok(Self { client, asker: Arc::new(asker) })
     }
 
     /// A topic as it is; `None` where there is none of this name, or none that we may see.
@@ -79,14 +88,6 @@ impl Admin {
         let size = (topic.partitions().len(), replication.unwrap_or(0));
         let (settings, own) = self.settings(name).await?;
         Ok(Some(Topic::read(name, size, &settings, own)?))
-    }
-
-    /// How many brokers there are.
-    ///
-    /// # Errors
-    /// When none answers.
-    pub async fn broker_count(&self) -> Result<usize, Error> {
-        Ok(self.metadata().await?.brokers().len())
     }
 
     /// All topics, rather than one by its name: a broker may make a topic that is asked for.
@@ -124,10 +125,10 @@ impl Admin {
         Ok((all, own))
     }
 
-    /// Makes a topic; with `only_check` the brokers say whether they would.
+    /// Makes a topic, and waits until it can be asked for; with `only_check` the brokers say whether they would.
     ///
     /// # Errors
-    /// When no broker answers, or it is refused.
+    /// When no broker answers, it is refused, or it is not seen within about 5 s.
     pub async fn create(&self, new: &New<'_>, only_check: bool) -> Result<(), Error> {
         let copies = TopicReplication::Fixed(i32::try_from(new.replication).unwrap_or(i32::MAX));
         let partitions = i32::try_from(new.partitions).unwrap_or(i32::MAX);
@@ -135,7 +136,19 @@ impl Admin {
         let topic = new.settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value));
         let options = options().validate_only(only_check);
         let answered = self.client.create_topics([&topic], &options).await.map_err(unanswered)?;
-        only("create", new.name, answered).map(drop)
+        only("create", new.name, answered)?;
+        if only_check { Ok(()) } else { self.seen(new.name).await }
+    }
+
+    /// Waits until the brokers tell of a topic, which they do a moment after they have made it.
+    async fn seen(&self, name: &str) -> Result<(), Error> {
+        for _ in 0..LOOKS_MAX {
+            if self.metadata().await?.topics().iter().any(|topic| topic.name() == name) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_PACE).await;
+        }
+        Err(Error::NotSeen(name.to_owned()))
     }
 
     /// Adds partitions until there are `count`.
