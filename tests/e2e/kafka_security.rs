@@ -100,7 +100,7 @@ async fn records_reach_a_client_over_every_protected_connection() {
     watcher.until(&gateways, TIMEOUT, |watcher| watcher.records() >= 3_000).await;
     watcher.assert_received(&log);
     for ingest in &stack.ingest {
-        let stored = metric(ingest, "dashstream_ingest_stored_records_total").await.expect("a metric");
+        let stored = metric(ingest, "dashstream_ingest_stored_batches_total").await.expect("a metric");
         assert!(stored > 0, "a replica stored nothing");
     }
 }
@@ -158,7 +158,7 @@ async fn local_mode_runs_on_a_real_kafka_behind_a_login() {
     let local = Service::start(Kind::Local, &given);
     local.ready().await;
     eventually("its runs went through Kafka into the store", TIMEOUT, async || {
-        let stored = metric(&local, "dashstream_ingest_stored_records_total").await?;
+        let stored = metric(&local, "dashstream_ingest_stored_batches_total").await?;
         if stored > 0 { Ok(()) } else { Err("nothing is stored".to_owned()) }
     })
     .await;
