@@ -2,7 +2,9 @@
 
 mod bad_records;
 mod catching_up;
+mod dead_letters;
 mod delivery;
+mod dlq_commands;
 mod harness;
 mod healing;
 mod kafka_security;
