@@ -5,7 +5,7 @@ use dashstream_core::{
 };
 use dashstream_ctl::{kafka::Kafka as At, source};
 use dashstream_proto::log::v1::GapReason;
-use dashstream_tests::{Feed, Kind, Operator, Service, Shape, Stack, Stop, Watcher, dashstream, eventually};
+use dashstream_tests::{Feed, Kind, Service, Shape, Stack, Stop, Watcher, dashstream, eventually};
 use serde_json::Value;
 use std::{fs, time::Duration};
 
@@ -130,7 +130,7 @@ async fn a_dead_letter_is_listed_shown_and_brought_back() {
     fs::write(&fixed, sound()).expect("write a file");
     let second = place_said(&terminal.does(&["dlq", "retry", &first, "--payload", &fixed]).await);
     let record = record(&stack, &second).await;
-    assert_eq!((record.key.as_deref(), record.value), (Some(b"key".as_slice()), Some(sound())));
+    assert_eq!((record.key.as_deref(), record.value.as_deref()), (Some(b"key".as_slice()), Some(&*sound())));
     assert_eq!((header(&record, RETRY_OF), header(&record, RETRY_COUNT)), (origin, "2".to_owned()));
     let mut watcher = Watcher::new();
     let gateways = [stack.gateway[0].address()];
@@ -221,9 +221,14 @@ async fn a_partition_is_paused_and_resumed_by_command() {
 async fn operators_commands_find_a_local_dashstream() {
     let local = Service::start(Kind::Local, &[]);
     local.ready().await;
+<<<<<<< HEAD
     let ingest = local.ingest_address();
     let settings =
         [("KAFKA_BROKERS", &*local.kafka_address()), ("INGEST_TARGETS", &ingest)].map(|s| (s.0, s.1));
+=======
+    let (kafka, ingest) = (local.kafka_address(), local.ingest_address());
+    let settings = [("KAFKA_BROKERS", kafka.as_str()), ("INGEST_TARGETS", ingest.as_str())];
+>>>>>>> c6d7b2c (wip: fixes)
     let run = async |args: &[&str], expected: &str| {
         eventually(&format!("{args:?} says {expected}"), PATIENCE, async || {
             let (done, text) = dashstream(args, &settings).await;

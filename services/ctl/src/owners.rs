@@ -24,7 +24,7 @@ pub struct Config {
 
 /// Who decides, for the log of the replica.
 #[derive(Clone, Debug, clap::Args)]
-#[group(id = "operator")]
+#[group(id = "operators")]
 pub struct Operator {
     /// Who you are; written into the log of ingest beside the reason.
     #[arg(long, env = "USER", default_value = "unknown", value_name = "NAME")]

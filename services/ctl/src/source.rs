@@ -101,8 +101,9 @@ pub async fn fetch(kafka: &Kafka, at: &Coordinates) -> anyhow::Result<Record> {
             end.high
         );
         let mut record = None;
-        let part = partitions::Part { low: offset, high: offset + 1, ..end };
-        partitions::read(&consumer, &at.topic, &[part], |_, message| record = Some(Record::of(message)))?;
+        partitions::read(&consumer, &at.topic, &[end.only(offset)], |_, message| {
+            record = Some(Record::of(message))
+        })?;
         record.with_context(|| {
             format!("Kafka no longer has {at}: compaction took it, or its transaction was aborted")
         })

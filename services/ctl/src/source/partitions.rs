@@ -30,6 +30,11 @@ impl Part {
         Self { low: self.high.saturating_sub(count).max(self.low), ..self }
     }
 
+    /// The one offset at `offset`.
+    pub fn only(self, offset: i64) -> Self {
+        Self { low: offset, high: offset.saturating_add(1), ..self }
+    }
+
     /// It begins where the partition does.
     pub fn is_all(self) -> bool {
         self.low <= self.earliest
@@ -63,8 +68,8 @@ pub fn ends(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Vec<Part>> {
     if let Some(error) = found.error() {
         bail!("the topic {topic}: {}", rdkafka::error::RDKafkaErrorCode::from(error));
     }
-    let partitions = found.partitions().iter().map(|partition| Ok(Partition::new(partition.id())?));
-    partitions.map(|partition| end(consumer, topic, partition?)).collect()
+    let ids = found.partitions().iter().map(|partition| Partition::new(partition.id()));
+    ids.map(|partition| end(consumer, topic, partition?)).collect()
 }
 
 /// What there is of a partition.
