@@ -3,7 +3,8 @@ use dashstream_core::{
     codec,
     dead_letter::{RETRY_COUNT, RETRY_OF, Sha256},
 };
-use dashstream_ctl::{kafka::Kafka as At, source};
+use dashstream_ctl::{source, topics::Names};
+use dashstream_kafka::Connection;
 use dashstream_proto::log::v1::GapReason;
 use dashstream_tests::{Feed, Kind, Service, Shape, Stack, Stop, Watcher, dashstream, eventually};
 use serde_json::Value;
@@ -81,11 +82,10 @@ fn place_said(text: &str) -> String {
 async fn record(stack: &Stack, place: &str) -> source::Record {
     let (partition, offset) = place.split_once(':').expect("a place");
     let at = format!("{}/{partition}/{offset}", stack.topic).parse().expect("coordinates");
-    let kafka = At {
-        kafka_brokers: stack.kafka.brokers(),
-        kafka_topic: stack.topic.clone(),
+    let kafka = Names {
+        kafka: Connection::plaintext(stack.kafka.brokers()),
+        topic: stack.topic.clone(),
         dlq_topic: None,
-        kafka_settings: Vec::new(),
     };
     source::fetch(&kafka, &at).await.expect("the record")
 }
@@ -221,14 +221,8 @@ async fn a_partition_is_paused_and_resumed_by_command() {
 async fn operators_commands_find_a_local_dashstream() {
     let local = Service::start(Kind::Local, &[]);
     local.ready().await;
-<<<<<<< HEAD
-    let ingest = local.ingest_address();
-    let settings =
-        [("KAFKA_BROKERS", &*local.kafka_address()), ("INGEST_TARGETS", &ingest)].map(|s| (s.0, s.1));
-=======
     let (kafka, ingest) = (local.kafka_address(), local.ingest_address());
     let settings = [("KAFKA_BROKERS", kafka.as_str()), ("INGEST_TARGETS", ingest.as_str())];
->>>>>>> c6d7b2c (wip: fixes)
     let run = async |args: &[&str], expected: &str| {
         eventually(&format!("{args:?} says {expected}"), PATIENCE, async || {
             let (done, text) = dashstream(args, &settings).await;

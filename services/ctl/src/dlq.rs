@@ -1,10 +1,10 @@
 //! `dashstream dlq`: what became of records that do not decode, and what to do with them.
 use crate::{
-    kafka::Kafka,
     output::{say, say_all, warn},
     owners::{self, Operator, Owner, Owners},
     partitions::state,
     source,
+    topics::Names,
 };
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
@@ -109,7 +109,7 @@ pub struct List {
     pub format: Format,
 
     #[command(flatten)]
-    pub kafka: Kafka,
+    pub kafka: Names,
 }
 
 /// Settings of `dashstream dlq show`.
@@ -124,7 +124,7 @@ pub struct Show {
     pub payload: Option<PathBuf>,
 
     #[command(flatten)]
-    pub kafka: Kafka,
+    pub kafka: Names,
 }
 
 /// Settings of `dashstream dlq retry`.
@@ -148,7 +148,7 @@ pub struct Retry {
     pub ingest: owners::Config,
 
     #[command(flatten)]
-    pub kafka: Kafka,
+    pub kafka: Names,
 }
 
 /// Settings of `dashstream dlq skip`.
@@ -196,27 +196,21 @@ async fn list(list: List, stop: CancellationToken) -> anyhow::Result<()> {
     }
     let newest = letters::newest(&kafka, filter, limit as usize).await?;
     match format {
-        Format::Table if newest.found.is_empty() => {
-            say(format_args!("no dead letters in {}", kafka.dlq_topic()))
-        }
+        Format::Table if newest.found.is_empty() => say(format_args!("no dead letters in {}", kafka.dlq())),
         Format::Table => say_all(&text::table(&newest.found)),
         Format::Json => say_all(&newest.found.iter().map(text::json).collect::<String>()),
     }
     if newest.foreign > 0 {
-        tracing::warn!(
-            "{} records of {} are no dead letters of this version",
-            newest.foreign,
-            kafka.dlq_topic()
-        );
+        tracing::warn!("{} records of {} are no dead letters of this version", newest.foreign, kafka.dlq());
     }
     Ok(())
 }
 
 /// The newest letter of a record.
-async fn letter(kafka: &Kafka, place: Place) -> anyhow::Result<Found> {
+async fn letter(kafka: &Names, place: Place) -> anyhow::Result<Found> {
     let at = kafka.coordinates(place);
     let found = letters::of(kafka, &at).await?;
-    found.with_context(|| format!("there is no dead letter of {at} in {}", kafka.dlq_topic()))
+    found.with_context(|| format!("there is no dead letter of {at} in {}", kafka.dlq()))
 }
 
 async fn show(show: Show) -> anyhow::Result<()> {
@@ -231,7 +225,7 @@ async fn show(show: Show) -> anyhow::Result<()> {
 }
 
 /// The value of the record that a letter is of: from its topic, or from the letter if that has all of it.
-async fn original_value(kafka: &Kafka, found: &Found) -> anyhow::Result<Option<Vec<u8>>> {
+async fn original_value(kafka: &Names, found: &Found) -> anyhow::Result<Option<Vec<u8>>> {
     let letter = &found.letter;
     match source::fetch(kafka, &letter.at).await {
         Ok(record) => {
@@ -343,11 +337,11 @@ fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     std::fs::read(file).with_context(|| format!("read {}", file.display()))
 }
 
-impl Kafka {
+impl Names {
     /// Where a record of the topic that is read lies.
     fn coordinates(&self, place: Place) -> Coordinates {
         let Place { partition, offset } = place;
-        Coordinates { topic: self.kafka_topic.clone(), partition, offset }
+        Coordinates { topic: self.topic.clone(), partition, offset }
     }
 }
 

@@ -2,7 +2,6 @@
 
 pub mod client;
 pub mod dlq;
-pub mod kafka;
 pub mod local;
 pub mod output;
 pub mod owners;

@@ -8,13 +8,9 @@ use crate::{
 use anyhow::Context;
 use clap::{Args, FromArgMatches};
 use dashstream_core::{chain::Chain, codec};
-<<<<<<< HEAD
-use dashstream_kafka::Connection;
-use dashstream_kit::{Kit, config::duration};
-=======
 use dashstream_ingest::dlq;
+use dashstream_kafka::Connection;
 use dashstream_kit::{Kit, config::duration, tasks::Tasks};
->>>>>>> 43f1662 (wip: the operator's command line)
 use dashstream_proto::{
     log::v1::{Record, RecordKind},
     session::v1::{Limits, StartPolicy},
@@ -48,12 +44,6 @@ pub struct Config {
     #[arg(long, env = "GATEWAY_GRPC_LISTEN", default_value = "127.0.0.1:7301")]
     pub grpc_listen: SocketAddr,
 
-<<<<<<< HEAD
-    /// Consumer group at a real Kafka. Unless given, one of this run's own, so that no two runs take each other's
-    /// partitions.
-    #[arg(long, env = "KAFKA_GROUP_ID")]
-    pub kafka_group_id: Option<String>,
-=======
     /// Address of ingest's gRPC, which `dashstream dlq` and `dashstream partitions` talk to.
     #[arg(long, env = "INGEST_LISTEN", default_value = "127.0.0.1:7101")]
     pub ingest_listen: SocketAddr,
@@ -63,10 +53,10 @@ pub struct Config {
     #[arg(long, env = "KAFKA_LISTEN", default_value = "127.0.0.1:9092")]
     pub kafka_listen: SocketAddr,
 
-    /// A real Kafka instead of the embedded broker: `host:port`, comma-separated. The topics must exist.
-    #[arg(long, env = "KAFKA_BROKERS")]
-    pub kafka_brokers: Option<String>,
->>>>>>> 43f1662 (wip: the operator's command line)
+    /// Consumer group at a real Kafka. Unless given, one of this run's own, so that no two runs take each other's
+    /// partitions.
+    #[arg(long, env = "KAFKA_GROUP_ID")]
+    pub kafka_group_id: Option<String>,
 
     /// Topic to read and to produce to.
     #[arg(long, env = "KAFKA_TOPIC", default_value = "dashstream-events")]
@@ -129,18 +119,17 @@ pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
     let ingest = bind(config.ingest_listen, "--ingest-listen").await?;
     let http = bind(config.listen, "--listen").await?;
     let grpc = bind(config.grpc_listen, "--grpc-listen").await?;
-<<<<<<< HEAD
-    let addresses = (http.local_addr()?, grpc.local_addr()?);
-    let settings = Settings::new(&config, replay.local_addr()?, ingest.local_addr()?);
-=======
-    let kafka = match &embedded {
-        Some(_) => open_doorway(&config, brokers.clone(), &kit.tasks).await?,
-        None => brokers.clone(),
+    let door = match &embedded {
+        Some(_) => open_doorway(&config, kafka.brokers.clone(), &kit.tasks).await?,
+        None => kafka.brokers.clone(),
     };
-    let addresses =
-        Addresses { http: http.local_addr()?, grpc: grpc.local_addr()?, ingest: ingest.local_addr()?, kafka };
-    let settings = Settings::new(&config, &brokers, replay.local_addr()?, addresses.ingest);
->>>>>>> 43f1662 (wip: the operator's command line)
+    let addresses = Addresses {
+        http: http.local_addr()?,
+        grpc: grpc.local_addr()?,
+        ingest: ingest.local_addr()?,
+        kafka: door,
+    };
+    let settings = Settings::new(&config, replay.local_addr()?, addresses.ingest);
 
     let parts = ["gateway", "ingest", "replay"].map(|name| part(&kit, name));
     let [gateway_kit, ingest_kit, replay_kit] = parts.clone();
@@ -155,11 +144,7 @@ pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
         kit.tasks.spawn_vital("gateway", gateway),
     ];
 
-<<<<<<< HEAD
-    introduce(&config, addresses, &kafka.brokers);
-=======
-    introduce(&config, &addresses, &brokers);
->>>>>>> 43f1662 (wip: the operator's command line)
+    introduce(&config, &addresses, &kafka.brokers);
     if config.rate > 0 {
         let produce = demo(&config, kafka);
         running.push(
@@ -254,10 +239,6 @@ fn embedded_broker(config: &Config) -> anyhow::Result<MockCluster<'static, Defau
     Ok(broker)
 }
 
-<<<<<<< HEAD
-fn introduce(config: &Config, (http, grpc): (SocketAddr, SocketAddr), brokers: &str) {
-    let kafka = if config.kafka.is_some() { "Kafka" } else { "embedded broker" };
-=======
 /// Opens the address at which clients find the embedded broker, and returns it.
 async fn open_doorway(config: &Config, broker: String, tasks: &Tasks) -> anyhow::Result<String> {
     let doorway = bind(config.kafka_listen, "--kafka-listen").await?;
@@ -302,8 +283,7 @@ struct Addresses {
 
 fn introduce(config: &Config, addresses: &Addresses, brokers: &str) {
     let Addresses { http, grpc, ingest, kafka: door } = addresses;
-    let kafka = if config.kafka_brokers.is_some() { "Kafka" } else { "embedded broker" };
->>>>>>> 43f1662 (wip: the operator's command line)
+    let kafka = if config.kafka.is_some() { "Kafka" } else { "embedded broker" };
     let store = if config.redis_url.is_some() { "Redis" } else { "memory" };
     let at_kafka = format!("--kafka-brokers {door} --kafka-topic {}", config.kafka_topic);
     say(format_args!("DashStream is starting: {kafka} at {brokers}, records kept in {store}"));

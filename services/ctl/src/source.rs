@@ -1,5 +1,5 @@
 //! Records by their place in Kafka: fetched once more, and produced once more.
-use crate::kafka::Kafka;
+use crate::topics::Names;
 use anyhow::{Context, bail, ensure};
 use dashstream_core::{
     dead_letter::{Coordinates, DeadLetter, RETRY_COUNT, RETRY_OF, Retry},
@@ -84,7 +84,7 @@ impl Record {
 ///
 /// # Errors
 /// When Kafka no longer has it, never had it, or does not answer.
-pub async fn fetch(kafka: &Kafka, at: &Coordinates) -> anyhow::Result<Record> {
+pub async fn fetch(kafka: &Names, at: &Coordinates) -> anyhow::Result<Record> {
     let (kafka, at) = (kafka.clone(), at.clone());
     let fetching = move || {
         let consumer: BaseConsumer = kafka.consumer()?;
@@ -117,12 +117,12 @@ pub async fn fetch(kafka: &Kafka, at: &Coordinates) -> anyhow::Result<Record> {
 /// # Errors
 /// When Kafka does not acknowledge it. Where the error is about time, it may be there regardless.
 pub async fn produce_again(
-    kafka: &Kafka,
+    kafka: &Names,
     at: &Coordinates,
     original: Record,
     value: Option<Vec<u8>>,
 ) -> anyhow::Result<Coordinates> {
-    let mut settings = kafka.client();
+    let mut settings = kafka.kafka.client_config("dashstream-dlq", &[])?;
     settings
         .set("enable.idempotence", "true")
         .set("acks", "all")

@@ -1,5 +1,5 @@
 //! Reads the topic of dead letters, without a group: what was read by whom is nobody's business.
-use crate::{kafka::Kafka, output::warn, source::partitions};
+use crate::{output::warn, source::partitions, topics::Names};
 use dashstream_core::{
     dead_letter::{Coordinates, DeadLetter},
     position::{Offset, Partition},
@@ -60,7 +60,7 @@ pub struct Newest {
 ///
 /// # Errors
 /// When the topic does not exist or Kafka does not answer.
-pub async fn newest(kafka: &Kafka, filter: Filter, limit: usize) -> anyhow::Result<Newest> {
+pub async fn newest(kafka: &Names, filter: Filter, limit: usize) -> anyhow::Result<Newest> {
     let takes = move |letter: &DeadLetter| filter.takes(letter);
     let enough = move |kept: &[Kept]| kept.iter().all(|kept| kept.is_all || kept.by_offset.len() >= limit);
     let mut newest = search(kafka, limit, takes, enough).await?;
@@ -73,7 +73,7 @@ pub async fn newest(kafka: &Kafka, filter: Filter, limit: usize) -> anyhow::Resu
 ///
 /// # Errors
 /// As [`newest`].
-pub async fn of(kafka: &Kafka, at: &Coordinates) -> anyhow::Result<Option<Found>> {
+pub async fn of(kafka: &Names, at: &Coordinates) -> anyhow::Result<Option<Found>> {
     let wanted = at.clone();
     let takes = move |letter: &DeadLetter| letter.at == wanted;
     let enough = |kept: &[Kept]| {
@@ -108,12 +108,12 @@ impl Kept {
 
 /// Reads the end of each partition, and more of it until there is `enough`.
 async fn search(
-    kafka: &Kafka,
+    kafka: &Names,
     limit: usize,
     takes: impl Fn(&DeadLetter) -> bool + Send + 'static,
     enough: impl Fn(&[Kept]) -> bool + Send + 'static,
 ) -> anyhow::Result<Newest> {
-    let (kafka, topic) = (kafka.clone(), kafka.dlq_topic());
+    let (kafka, topic) = (kafka.clone(), kafka.dlq());
     let reading = move || {
         let consumer = kafka.consumer()?;
         let ends = partitions::ends(&consumer, &topic)?;
@@ -143,12 +143,12 @@ async fn search(
 /// # Errors
 /// As [`newest`].
 pub async fn follow(
-    kafka: &Kafka,
+    kafka: &Names,
     filter: Filter,
     stop: CancellationToken,
     each: impl Fn(&Found) + Send + 'static,
 ) -> anyhow::Result<()> {
-    let (kafka, topic) = (kafka.clone(), kafka.dlq_topic());
+    let (kafka, topic) = (kafka.clone(), kafka.dlq());
     let following = move || {
         let consumer: BaseConsumer = kafka.consumer()?;
         let ends = partitions::ends(&consumer, &topic)?;

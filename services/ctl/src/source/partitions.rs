@@ -1,5 +1,5 @@
 //! Parts of partitions, read without a group: nothing is committed.
-use crate::kafka::Kafka;
+use crate::topics::Names;
 use anyhow::{Context, bail};
 use dashstream_core::position::Partition;
 use rdkafka::{
@@ -41,13 +41,13 @@ impl Part {
     }
 }
 
-impl Kafka {
+impl Names {
     /// A consumer that reads what it is told to, and commits nothing. The group that it names is never joined:
     /// without one, librdkafka delivers no records.
     pub(crate) fn consumer(&self) -> anyhow::Result<BaseConsumer> {
-        let mut settings = self.client();
+        let mut settings = self.kafka.client_config("dashstream-dlq", &[])?;
         settings
-            .set("group.id", "dashstream-ctl")
+            .set("group.id", "dashstream-dlq")
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
