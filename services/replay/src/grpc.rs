@@ -224,7 +224,7 @@ fn known_epoch(epoch: u64) -> Result<Epoch, Error> {
 
 fn last_record(last: LastRecord) -> wire::LastRecord {
     let LastRecord { timestamp_ms, payload_sha256 } = last;
-    wire::LastRecord { timestamp_ms, payload_sha256: payload_sha256.to_vec().into() }
+    wire::LastRecord { timestamp_ms, payload_sha256: payload_sha256.to_vec() }
 }
 
 /// A new epoch: later than all before it, and unlike that of any other stream or store. The milliseconds since
