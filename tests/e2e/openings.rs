@@ -118,7 +118,7 @@ async fn an_opening_tells_the_last_record_held_unless_it_is_a_gap() {
             let opened = store.open(OpenPartitionRequest::default()).await;
             let last = LastRecord {
                 timestamp_ms: Some(end as i64 - 1),
-                payload_sha256: Sha256::digest(payload(end - 1)).to_vec().into(),
+                payload_sha256: Sha256::digest(payload(end - 1)).to_vec(),
             };
             assert_eq!((opened.last_offset, opened.last_record), (Some(end - 1), Some(last)), "{kind}");
         }

@@ -235,35 +235,84 @@ async fn appends_go_on_while_readers_take_all_places_and_a_reader_that_stands_lo
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
 }
 
-/// Records of one thread with these sequences, behind each other.
-fn with_sequences(epoch: u64, link: Option<u64>, sequences: &[u64]) -> Batch {
+/// What a thread's record carries, at least a hundred bytes.
+fn text(thread_id: &str, sequence: u64) -> Vec<u8> {
+    format!("{sequence} of {thread_id:100}").into_bytes()
+}
+
+/// Records of these threads with these sequences, behind each other.
+fn of_threads(epoch: u64, link: Option<u64>, records: &[(&str, u64)]) -> Batch {
     let mut packer = Packer::new(Epoch::new(epoch), partition(), link.map(Offset::clamped));
-    for sequence in sequences {
-        let offset = packer.link().map_or(0, |at| at.get() + 1);
+    for (thread_id, sequence) in records {
+        let offset = Offset::clamped(packer.link().map_or(0, |at| at.get() + 1));
         let facts = Facts {
             kind: RecordKind::Event,
             tenant_id: String::new(),
-            thread_id: "again".into(),
+            thread_id: (*thread_id).to_owned(),
             sequence: Some(*sequence),
             more_threads: Vec::new(),
             run: RunFacts::default(),
             produced_us: None,
         };
         let (traceparent, tracestate) = (String::new(), String::new());
-        let offset = Offset::clamped(offset);
         let envelope = Envelope { offset, timestamp_ms: None, facts, traceparent, tracestate };
-        assert!(packer.push(envelope, &[7; 100]));
+        assert!(packer.push(envelope, &text(thread_id, *sequence)));
     }
     packer.finish().expect("records")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_of_any_name_are_listed_described_and_read_back() {
+    let (long, longest) = ("x".repeat(200), "\u{1f980}".repeat(256));
+    let ids = [
+        "plain",
+        "with:colons",
+        "b64_bG9va3M",
+        "h_0123456789abcdef",
+        "gr\u{f6}\u{df}e und \u{1f980}",
+        "nul \0 and {braces}*",
+        &long,
+        &longest,
+    ];
+    let store = Store::start("redis", &[]).await;
+    let epoch = store.open(OpenPartitionRequest::default()).await.epoch;
+    let sequences = [(1 << 53) - 1, (1 << 53) + 1, i64::MAX as u64];
+    let all: Vec<_> = sequences.iter().flat_map(|sequence| ids.map(|id| (id, *sequence))).collect();
+    store.append(of_threads(epoch, None, &all)).await;
+    let mut client = store.client.clone();
+    for id in ids {
+        let (stream, thread_id) = ("runs".to_owned(), id.to_owned());
+        let describe = DescribeThreadRequest { stream, thread_id, ..Default::default() };
+        let described = client.describe_thread(describe).await.expect(id).into_inner().thread.expect("it");
+        assert_eq!((described.thread_id.as_str(), described.records), (id, 3));
+        // The middle sequence differs from its neighbours by less than a double can tell.
+        let from = Some(ThreadFrom::AfterSequence(sequences[0]));
+        let (stream, thread_id) = ("runs".to_owned(), id.to_owned());
+        let read = ReadThreadRequest { stream, thread_id, from, ..Default::default() };
+        let mut answers = client.read_thread(read).await.expect(id).into_inner();
+        let mut records = Vec::new();
+        while let Some(answer) = answers.message().await.expect("an answer") {
+            records
+                .extend(answer.records.into_iter().map(|record| (record.sequence, record.payload.to_vec())));
+        }
+        assert_eq!(records, [1, 2].map(|at| (Some(sequences[at]), text(id, sequences[at]))), "{id}");
+    }
+    let list = ListThreadsRequest { stream: "runs".into(), ..Default::default() };
+    let listed = client.list_threads(list).await.expect("an answer").into_inner().threads;
+    let mut listed: Vec<_> = listed.iter().map(|thread| thread.thread_id.as_str()).collect();
+    listed.sort_unstable();
+    let mut expected = ids.to_vec();
+    expected.sort_unstable();
+    assert_eq!(listed, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thread_that_began_again_is_read_behind_a_sequence_on_every_page() {
     let store = Store::start("redis", &[("REPLAY_PAGE_BYTES_MAX", "1KiB")]).await;
     let epoch = store.open(OpenPartitionRequest::default()).await.epoch;
-    let first: Vec<_> = (1..=40).collect();
-    store.append(with_sequences(epoch, None, &first)).await;
-    store.append(with_sequences(epoch, Some(39), &[1, 2, 3, 41, 4])).await;
+    let again = |sequence| ("again", sequence);
+    store.append(of_threads(epoch, None, &(1..=40).map(again).collect::<Vec<_>>())).await;
+    store.append(of_threads(epoch, Some(39), &[1, 2, 3, 41, 4].map(again))).await;
     let from = Some(ThreadFrom::AfterSequence(10));
     let (stream, thread_id) = ("runs".into(), "again".into());
     let request = ReadThreadRequest { stream, thread_id, from, ..Default::default() };
@@ -281,7 +330,7 @@ async fn a_thread_that_began_again_is_read_behind_a_sequence_on_every_page() {
 async fn what_is_appended_read_and_refused_is_counted() {
     let store = Store::start("redis", &[]).await;
     let epoch = store.open(OpenPartitionRequest::default()).await.epoch;
-    let other = Batch { packing: 1, ..with_sequences(epoch, None, &[5; 10]) };
+    let other = of_threads(epoch, None, &[("other", 5); 10]);
     for batch in [
         records(epoch, None, 10),
         records(epoch, None, 10),

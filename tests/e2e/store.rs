@@ -111,9 +111,12 @@ impl Both {
         let memory = self.memory.append(&self.stream, batches).await.expect("memory");
         let redis = self.redis.append(&self.stream, batches).await.expect("redis");
         // Each has stored it by its own clock.
-        let timeless = |appended: Appended| match appended {
-            Appended::Stored { last, stored_ms: 1.. } => Appended::Stored { last, stored_ms: 1 },
-            other => other,
+        let timeless = |mut appended: Appended| {
+            if let Appended::Stored { stored_ms, .. } = &mut appended {
+                assert!(*stored_ms > 0, "it has no time");
+                *stored_ms = 0;
+            }
+            appended
         };
         let redis: Vec<_> = redis.into_iter().map(timeless).collect();
         assert_eq!(memory.into_iter().map(timeless).collect::<Vec<_>>(), redis);
@@ -468,21 +471,21 @@ async fn the_newest_whole_state_of_a_thread_outlives_the_trimming_of_its_log() {
     let both = Both::new(&redis).await;
     let (partition, name) = (partition(), ThreadName::new("long").expect("a name"));
     let (epoch, mut link) = both.open(open(None, None, 5)).await;
-    for _ in 0..20 {
+    for _ in 0..60 {
         let next = long_run(epoch, link, 10, &[0, 33]);
         link = Some(offset(next.last_offset));
         both.append(&[next]).await;
     }
-    // 200 were written, the last 60 are kept, and 33 besides: what a reader needs to begin.
+    // 600 were written, ten times what is kept, and 33 is kept besides: what a reader needs to begin.
     let page = both.redis.read_thread(&both.stream, partition, &name, After::Nothing, MANY).await;
     let page = page.expect("redis").expect("the thread");
     let offsets: Vec<_> = page.records.iter().map(|record| record.offset).collect();
-    assert_eq!((page.trimmed, offsets), (true, (140..200).collect::<Vec<_>>()));
+    assert_eq!((page.trimmed, offsets), (true, (540..600).collect::<Vec<_>>()));
     let whole = page.whole_state.expect("a base");
     assert_eq!((whole.offset, &whole.payload[..]), (33, &33_u64.to_be_bytes()[..]));
-    // A reader who has 150 has all that it needs.
-    let after = After::Offset { epoch, at: Some(offset(150)) };
+    // A reader who has 550 has all that it needs.
+    let after = After::Offset { epoch, at: Some(offset(550)) };
     let page = both.redis.read_thread(&both.stream, partition, &name, after, MANY).await;
     let page = page.expect("redis").expect("the thread");
-    assert_eq!((page.records[0].offset, page.trimmed), (151, false));
+    assert_eq!((page.records[0].offset, page.trimmed), (551, false));
 }

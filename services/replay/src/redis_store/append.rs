@@ -111,7 +111,9 @@ impl RedisStore {
     async fn outcome(&self, stream: &Stream, batch: &Batch, reply: Reply) -> Result<(Appended, bool), Error> {
         let held = match reply.parse()? {
             Parsed::Link { held } => held,
-            other => return Ok((appended(batch, other), false)),
+            reply @ (Parsed::Stored { .. } | Parsed::Epoch { .. }) => {
+                return Ok((appended(batch, reply), false));
+            }
         };
         let rest = match fit(batch, held)? {
             Fit::Done(outcome) => return Ok((outcome, false)),
