@@ -106,7 +106,11 @@ async fn until_closed(socket: &mut Socket) -> (Vec<Frame>, String) {
                     frames.extend(ServerFrame::decode(bytes).expect("a frame").frame);
                 }
                 Message::Close(Some(CloseFrame { reason, .. })) => return reason.to_string(),
-                _ => {}
+                Message::Text(_)
+                | Message::Ping(_)
+                | Message::Pong(_)
+                | Message::Close(_)
+                | Message::Frame(_) => {}
             }
         }
         String::new()
