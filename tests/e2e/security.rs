@@ -333,7 +333,9 @@ async fn a_tenants_records_never_reach_another_tenant_by_a_query() {
 
     for thread in [CANARY, "shared", "a-1", ""] {
         for (query, answer) in Asker::new(&stack, Some(&of_a)).everything(thread).await {
-            let text = answer.unwrap_or_else(|status| status.to_string()).replace(&format!("{thread:?}"), "");
+            let text = answer
+                .unwrap_or_else(|status| status.message().to_owned())
+                .replace(&format!("{thread:?}"), "");
             assert!(
                 !text.contains(CANARY) && !text.contains("tenant_id: \"b\""),
                 "{query} of {thread}: {text:.2000}"
