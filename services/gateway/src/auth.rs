@@ -41,6 +41,11 @@ impl Access {
         Self { subject: String::new(), tenants: Tenants::All, permissions, expires: None }
     }
 
+    /// Whether its time is up.
+    pub fn is_over(&self, now: SystemTime) -> bool {
+        self.expires.is_some_and(|expires| now >= expires)
+    }
+
     /// # Errors
     /// [`Refused::Permission`], with the one that is missing.
     pub fn require(&self, permission: Permission) -> Result<(), Refused> {

@@ -40,6 +40,7 @@ struct State {
     samples: VecDeque<Counts>,
     last_record: Option<Instant>,
     last_failure: Option<Instant>,
+    was_fed: bool,
     decode_errors: Option<DecodeErrors>,
     topic: Option<String>,
     retention: Value,
@@ -62,14 +63,16 @@ struct DecodeErrors {
 }
 
 impl State {
-    fn take(&mut self, counts: Counts, now: Instant, is_cut_off: bool) {
+    /// `is_fed`: some replica of ingest is followed. That none is yet is no failure.
+    fn take(&mut self, counts: Counts, now: Instant, is_fed: bool) {
         let before = self.samples.back().copied().unwrap_or_default();
         if counts.records > before.records {
             self.last_record = Some(now);
         }
-        if counts.failures > before.failures || is_cut_off {
+        if counts.failures > before.failures || self.was_fed && !is_fed {
             self.last_failure = Some(now);
         }
+        self.was_fed |= is_fed;
         self.samples.push_back(counts);
         while self.samples.len() > WINDOW + 1 {
             self.samples.pop_front();
@@ -130,7 +133,7 @@ impl Health {
 
     fn look(&self) {
         let metrics = &self.0.metrics;
-        let is_cut_off = metrics.live_upstreams.get() == 0;
+        let is_fed = metrics.live_upstreams.get() > 0;
         let mut state = self.state();
         let counts = Counts {
             records: metrics.live_records.get(),
@@ -138,7 +141,7 @@ impl Health {
             send_timeouts: metrics.disconnects(CloseReason::SendTimeout),
             decode_errors: state.decode_errors.map_or(0, |errors| errors.new),
         };
-        state.take(counts, Instant::now(), is_cut_off);
+        state.take(counts, Instant::now(), is_fed);
     }
 
     async fn ask(&self, fleet: &Fleet, replay: &Replay) {
@@ -291,8 +294,9 @@ mod tests {
         assert_eq!(state.lately(), Counts::default());
         state.take(Counts { records: 208, ..Counts::default() }, now, false);
         assert_eq!(state.lately().decode_errors, 0, "counts that began anew are no errors");
-        assert!(state.last_failure.is_none());
         state.take(Counts { records: 208, ..Counts::default() }, now, true);
+        assert!(state.last_failure.is_none(), "nobody was followed yet");
+        state.take(Counts { records: 208, ..Counts::default() }, now, false);
         assert!(state.last_failure.is_some(), "cut off is a failure");
     }
 }

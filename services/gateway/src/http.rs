@@ -1,6 +1,5 @@
 //! What browsers reach: the websocket, what this gateway grants, expected schemas, and queries over gRPC-Web.
 use crate::{
-    addresses::Proxies,
     admission::Admission,
     auth::{Access, Authenticator, Refused, token_of},
     config::Config,
@@ -28,8 +27,9 @@ use std::{
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
-use tonic::service::Routes;
+use tonic::server::NamedService as _;
 use tonic_web::GrpcWebLayer;
+use tower::Layer as _;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 /// The websocket subprotocol that is spoken.
@@ -62,7 +62,7 @@ pub(crate) struct Client(pub(crate) IpAddr);
 
 pub fn router(app: App, queries: Query) -> Router {
     let queries = QueryServiceServer::new(queries).max_decoding_message_size(BODY_BYTES_MAX);
-    let queries = Routes::new(queries).prepare().into_axum_router().layer(GrpcWebLayer::new());
+    let path = format!("/{}/{{method}}", QueryServiceServer::<Query>::NAME);
     let cors = cors(&app.config);
     Router::new()
         .route("/ws", get(upgrade::upgrade))
@@ -77,7 +77,7 @@ pub fn router(app: App, queries: Query) -> Router {
             get(schemas::read).put(schemas::write).delete(schemas::remove),
         )
         .with_state(app.clone())
-        .merge(queries)
+        .route_service(&path, GrpcWebLayer::new().layer(queries))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(app, receive))
         .layer(cors)
@@ -92,15 +92,11 @@ async fn receive(State(app): State<App>, mut request: Request, next: Next) -> Re
     }
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     let Some(peer) = peer else {
-        return refuse(StatusCode::INTERNAL_SERVER_ERROR, "peer", "where is this from?", None);
+        return refuse(StatusCode::INTERNAL_SERVER_ERROR, "peer", "the request has no peer", None);
     };
-    let client = Client(client(&app.config.trusted_proxies, peer, request.headers()));
+    let client = Client(app.config.trusted_proxies.client(peer, request.headers()));
     request.extensions_mut().insert(client);
     next.run(request).await
-}
-
-fn client(proxies: &Proxies, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-    proxies.client(peer, headers)
 }
 
 /// What pages of the listed origins may send and see. Pages of the gateway itself need no permission.

@@ -18,18 +18,12 @@ pub(crate) async fn config(State(app): State<App>, headers: HeaderMap) -> Respon
     let text = granted(&app).to_string();
     let digest: String = Sha256::digest(&text).iter().take(16).map(|byte| format!("{byte:02x}")).collect();
     let tag = format!("\"{digest}\"");
-    let cache = [(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))];
-    let tagged = HeaderValue::try_from(&tag).map(|tag| [(header::ETAG, tag)]).ok();
-    if headers.get(header::IF_NONE_MATCH).is_some_and(|held| holds(held, &tag)) {
-        return (
-            StatusCode::NOT_MODIFIED,
-            cache,
-            tagged.unwrap_or([(header::ETAG, HeaderValue::from_static(""))]),
-        )
-            .into_response();
+    let is_held = headers.get(header::IF_NONE_MATCH).is_some_and(|held| holds(held, &tag));
+    let tagged = [(header::ETAG, tag), (header::CACHE_CONTROL, "no-cache".to_owned())];
+    if is_held {
+        return (StatusCode::NOT_MODIFIED, tagged).into_response();
     }
-    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    (cache, tagged.unwrap_or([(header::ETAG, HeaderValue::from_static(""))]), kind, text).into_response()
+    (tagged, [(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 fn holds(held: &HeaderValue, tag: &str) -> bool {

@@ -59,6 +59,7 @@ pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit)
         viewers: viewers.clone(),
         metrics: metrics.clone(),
     };
+    let sessions = metrics.sessions.clone();
     let ground = ws::Ground {
         hub,
         replay,
@@ -84,7 +85,7 @@ pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit)
     let router = http::router(app, queries.clone());
     let tasks = kit.tasks.clone();
     let websockets = async {
-        listener::serve(http, router, config.handshake_timeout, tasks).await;
+        listener::serve(http, router, config.handshake_timeout, sessions, tasks).await;
         Ok(())
     };
     let queries = QueryServiceServer::new(queries).max_decoding_message_size(http::BODY_BYTES_MAX);

@@ -91,15 +91,15 @@ impl Failed {
 }
 
 fn failure(status: &Status) -> Response {
-    let retry = Some(Duration::from_secs(1));
-    let (code, reason, retry) = match status.code() {
-        Code::InvalidArgument => (StatusCode::UNPROCESSABLE_ENTITY, "invalid", None),
-        Code::FailedPrecondition => (StatusCode::PRECONDITION_FAILED, "version", None),
-        Code::ResourceExhausted if status.metadata().get("grpc-retry-pushback-ms").is_some() => {
-            (StatusCode::SERVICE_UNAVAILABLE, "busy", retry)
-        }
-        Code::ResourceExhausted => (StatusCode::INSUFFICIENT_STORAGE, "full", None),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", retry),
+    let is_busy = status.metadata().get("grpc-retry-pushback-ms").is_some();
+    let (code, reason, retry) = if status.code() == Code::InvalidArgument {
+        (StatusCode::UNPROCESSABLE_ENTITY, "invalid", None)
+    } else if status.code() == Code::FailedPrecondition {
+        (StatusCode::PRECONDITION_FAILED, "version", None)
+    } else if status.code() == Code::ResourceExhausted && !is_busy {
+        (StatusCode::INSUFFICIENT_STORAGE, "full", None)
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "unavailable", Some(Duration::from_secs(1)))
     };
     refuse(code, reason, status.message(), retry)
 }

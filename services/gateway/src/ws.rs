@@ -80,13 +80,15 @@ struct Driver {
 /// Tells a client why it gets no session.
 pub async fn turn_away(socket: WebSocket, outputs: Vec<Output>, ground: Ground) -> CloseReason {
     let (mut sink, _) = socket.split();
-    let mut reason = CloseReason::Error;
+    let mut reason = CloseReason::ClientClosed;
     for output in outputs {
         match output {
             Output::Send(frame) => {
                 let sending = sink.send(Message::Binary(frame));
-                if !matches!(tokio::time::timeout(ground.send_timeout, sending).await, Ok(Ok(()))) {
-                    return reason;
+                match tokio::time::timeout(ground.send_timeout, sending).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(_)) => return CloseReason::ClientClosed,
+                    Err(_) => return CloseReason::SendTimeout,
                 }
             }
             Output::Close(why) => {

@@ -1,6 +1,9 @@
 //! An issuer of tokens: keys of every kind, a server of their public halves, and tokens good and bad.
 use axum::{Router, routing::get};
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use dashstream_kit::Kit;
 use ring::{
     hmac,
@@ -54,15 +57,17 @@ impl Keys {
     pub(crate) fn new(name: &'static str) -> Self {
         let random = SystemRandom::new();
         let made = Command::new("openssl")
-            .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-outform", "DER"])
+            .args(["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
             .output()
             .expect("run openssl");
+        let pem = String::from_utf8(made.stdout).expect("PEM is text");
+        let rsa = STANDARD.decode(pem.lines().filter(|line| !line.starts_with('-')).collect::<String>());
         let p256 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).expect("a key");
         let ed25519 = Ed25519KeyPair::generate_pkcs8(&random).expect("a key");
         let p256 = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, p256.as_ref(), &random);
         Self {
             name,
-            rsa: RsaKeyPair::from_pkcs8(&made.stdout).expect("a key"),
+            rsa: RsaKeyPair::from_pkcs8(&rsa.expect("base64")).expect("a key"),
             p256: p256.expect("a key"),
             ed25519: Ed25519KeyPair::from_pkcs8(ed25519.as_ref()).expect("a key"),
         }

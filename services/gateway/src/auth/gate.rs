@@ -129,8 +129,7 @@ impl Guard {
 
     /// The end of the session where its time is up.
     pub fn on_tick(&self, now: SystemTime) -> Option<Vec<Output>> {
-        let is_over = self.access.expires.is_some_and(|expires| now >= expires);
-        is_over.then(|| Turned::from(Refused::Expired).outputs())
+        self.access.is_over(now).then(|| Turned::from(Refused::Expired).outputs())
     }
 }
 

@@ -89,24 +89,22 @@ impl Key {
     }
 }
 
+/// A plain chain: the library may name more kinds any time.
 fn refusal(error: &Error) -> Refused {
-    match error.kind() {
-        ErrorKind::ExpiredSignature => Refused::Expired,
-        ErrorKind::ImmatureSignature => Refused::NotYetValid,
-        ErrorKind::InvalidIssuer => Refused::Issuer,
-        ErrorKind::InvalidAudience => Refused::Audience,
-        ErrorKind::InvalidAlgorithm => Refused::Algorithm,
-        ErrorKind::InvalidSignature => Refused::Signature,
-        ErrorKind::MissingRequiredClaim(claim) | ErrorKind::InvalidClaimFormat(claim) => {
-            Refused::Claim(match claim.as_str() {
-                "iss" => "iss",
-                "aud" => "aud",
-                "nbf" => "nbf",
-                _ => "exp",
-            })
-        }
-        _ => Refused::Malformed,
+    let kind = error.kind();
+    if let ErrorKind::MissingRequiredClaim(claim) | ErrorKind::InvalidClaimFormat(claim) = kind {
+        let known = ["iss", "aud", "nbf"].into_iter().find(|known| claim == known);
+        return Refused::Claim(known.unwrap_or("exp"));
     }
+    let is = [
+        (matches!(kind, ErrorKind::ExpiredSignature), Refused::Expired),
+        (matches!(kind, ErrorKind::ImmatureSignature), Refused::NotYetValid),
+        (matches!(kind, ErrorKind::InvalidIssuer), Refused::Issuer),
+        (matches!(kind, ErrorKind::InvalidAudience), Refused::Audience),
+        (matches!(kind, ErrorKind::InvalidAlgorithm), Refused::Algorithm),
+        (matches!(kind, ErrorKind::InvalidSignature), Refused::Signature),
+    ];
+    is.into_iter().find_map(|(is, refused)| is.then_some(refused)).unwrap_or(Refused::Malformed)
 }
 
 /// What a token says of itself before anything of it is believed.

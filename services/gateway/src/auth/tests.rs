@@ -305,7 +305,7 @@ fn settings_that_can_not_be_are_refused_by_name() {
     let jwks = ["--auth=jwks", "--jwks-url=https://issuer.example/keys"];
     for (args, expected) in [
         (&["--auth=hs256"][..], "GATEWAY_JWT_SECRET"),
-        (&["--auth=hs256", "--jwt-secret=short-and-sweet"], "has 14 bytes"),
+        (&["--auth=hs256", "--jwt-secret=short-and-sweet"], "has 15 bytes"),
         (&["--auth=hs256", "--jwt-secret="], "GATEWAY_JWT_SECRET"),
         (&["--auth=hs256", "--jwt-secret=x", "--jwt-secret-file=/y"], "not both"),
         (&["--auth=hs256", "--jwt-secret-file=/nowhere"], "GATEWAY_JWT_SECRET_FILE"),

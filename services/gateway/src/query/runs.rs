@@ -1,12 +1,15 @@
 //! Runs: replay's threads, within the caller's tenants.
 use super::{Query, asked};
-use crate::auth::Access;
+use crate::auth::{Access, Refused};
 use dashstream_proto::{
     gateway::v1 as wire,
     replay::v1::{self as replay, read_thread_request::From},
 };
 use futures_util::{Stream, StreamExt, stream};
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
 use tonic::{Status, Streaming};
 
 const PAGE_SIZE_DEFAULT: u32 = 50;
@@ -92,7 +95,7 @@ impl Query {
         };
         let steps = client.read_thread(ask).await?.into_inner();
         let answers = stream::unfold(Some(steps), next_step);
-        Ok(answers.map(move |step| step.map(|step| within(&access, step))).boxed())
+        Ok(answers.map(move |step| within(&access, step?)).boxed())
     }
 }
 
@@ -111,13 +114,42 @@ async fn next_step(
     }
 }
 
-/// Threads of two tenants may share an id: only the caller's records are passed on.
-fn within(access: &Access, step: replay::ReadThreadResponse) -> wire::ReadRunResponse {
+/// Threads of two tenants may share an id: only the caller's records are passed on, and only while it may read.
+fn within(access: &Access, step: replay::ReadThreadResponse) -> Result<wire::ReadRunResponse, Status> {
+    if access.is_over(SystemTime::now()) {
+        return Err(Refused::Expired.into());
+    }
     let replay::ReadThreadResponse { partition, epoch, records, at_end, gap } = step;
     let records = records.into_iter().filter(|record| access.tenants.allow(&record.tenant_id)).collect();
-    wire::ReadRunResponse { records, at_end, partition, epoch, gap }
+    Ok(wire::ReadRunResponse { records, at_end, partition, epoch, gap })
 }
 
 fn short(text: &str) -> String {
     text.chars().take(64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dashstream_core::filter::Tenants;
+    use dashstream_proto::log::v1::Record;
+
+    #[test]
+    fn of_a_thread_that_tenants_share_each_gets_its_own_records_while_it_may() {
+        let record = |tenant: &str| Record { tenant_id: tenant.to_owned(), ..Default::default() };
+        let step = replay::ReadThreadResponse {
+            records: vec![record("a"), record("b"), record("")],
+            ..Default::default()
+        };
+        let now = SystemTime::now();
+        let access = |expires| Access {
+            subject: String::new(),
+            tenants: Tenants::Only(["a".to_owned()].into()),
+            permissions: Default::default(),
+            expires,
+        };
+        let soon = access(Some(now + Duration::from_secs(600)));
+        assert_eq!(within(&soon, step.clone()).unwrap().records, [record("a")]);
+        assert_eq!(within(&access(Some(now)), step).unwrap_err().code(), tonic::Code::Unauthenticated);
+    }
 }
