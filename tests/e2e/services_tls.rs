@@ -1,7 +1,7 @@
 //! Services that know each other by a token and by certificates.
 use dashstream_kit::grpc::channel_to;
 use dashstream_proto::replay::v1::{GetRetentionRequest, replay_service_client::ReplayServiceClient};
-use dashstream_tests::{Feed, Kind, Service, Shape, Stack, Watcher};
+use dashstream_tests::{Feed, Kind, Service, Shape, Stack, Watcher, dashstream};
 use std::{path::Path, process::Command, time::Duration};
 use tonic::Code;
 
@@ -54,6 +54,12 @@ async fn records_flow_between_services_that_share_a_token_and_strangers_are_refu
         let refused = client.get_retention(request).await.expect_err("a stranger");
         assert_eq!(refused.code(), Code::Unauthenticated, "{refused}");
     }
+    let ingest = stack.ingest[0].address();
+    let words = ["partitions", "pause", "0", "--reason", "a test", "--ingest", &ingest];
+    let (done, text) = dashstream(&words, &[]).await;
+    assert!(!done && text.contains("SERVICE_TOKEN"), "{text}");
+    let (done, text) = dashstream(&words, &[("SERVICE_TOKEN", TOKEN)]).await;
+    assert!(done, "{text}");
     assert!(stack.services().all(|service| !service.log_text().contains(TOKEN)), "the token is in a log");
 }
 

@@ -1,14 +1,18 @@
 //! The replicas of ingest: which one owns a partition, and what an operator may tell it.
 use anyhow::{Context, bail};
 use dashstream_core::position::{Offset, Partition};
-use dashstream_kit::{config::Targets, grpc as kit_grpc};
+use dashstream_kit::{
+    auth::{self, Trust},
+    config::Targets,
+    grpc as kit_grpc,
+};
 use dashstream_proto::ingest::v1::{
     CatchUpPhase, GetCatchUpRequest, GetCatchUpResponse, PartitionCatchUp, PausePartitionRequest, Resolution,
     ResolveBlockedRequest, ResumePartitionRequest, ingest_service_client::IngestServiceClient,
 };
 use futures_util::future::join_all;
 use std::{net::SocketAddr, time::Duration};
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -20,6 +24,9 @@ pub struct Config {
     /// them. The one that owns the partition is found by asking all.
     #[arg(long = "ingest", env = "INGEST_TARGETS", default_value = "127.0.0.1:7101", value_name = "TARGETS")]
     pub targets: Targets,
+
+    #[command(flatten)]
+    pub trust: auth::Config,
 }
 
 /// Who decides, for the log of the replica.
@@ -41,6 +48,7 @@ impl Operator {
 /// What all replicas answered.
 #[derive(Clone, Debug)]
 pub struct Owners {
+    trust: Trust,
     answers: Vec<(SocketAddr, GetCatchUpResponse)>,
     unreachable: Vec<String>,
 }
@@ -51,9 +59,10 @@ impl Owners {
     /// # Errors
     /// When none answers.
     pub async fn ask(config: &Config) -> anyhow::Result<Self> {
+        let trust = Trust::new(&config.trust)?;
         let addresses = kit_grpc::resolve(&config.targets).await;
         let (mut answers, mut unreachable) = (Vec::new(), Vec::new());
-        for (address, answer) in join_all(addresses.into_iter().map(ask)).await {
+        for (address, answer) in join_all(addresses.into_iter().map(|address| ask(&trust, address))).await {
             match answer {
                 Ok(answer) => answers.push((address, answer)),
                 Err(error) => unreachable.push(format!("{address}: {error:#}")),
@@ -66,7 +75,7 @@ impl Owners {
                 unreachable.join(", ")
             );
         }
-        Ok(Self { answers, unreachable })
+        Ok(Self { trust, answers, unreachable })
     }
 
     /// Who owns the partition, and how far it is.
@@ -80,7 +89,8 @@ impl Owners {
         let mut owners = self.answers.iter().filter_map(|answer| Some((answer, owned(answer)?)));
         match (owners.next(), owners.next()) {
             (Some(((address, answer), at)), None) => {
-                let owner = Owner { address: *address, name: answer.owner.clone(), partition };
+                let (trust, name) = (self.trust.clone(), answer.owner.clone());
+                let owner = Owner { address: *address, name, partition, trust };
                 Ok((owner, &answer.partitions[at]))
             }
             (Some(((one, _), _)), Some(((other, _), _))) => {
@@ -105,16 +115,16 @@ impl Owners {
     }
 }
 
-async fn ask(address: SocketAddr) -> (SocketAddr, anyhow::Result<GetCatchUpResponse>) {
+async fn ask(trust: &Trust, address: SocketAddr) -> (SocketAddr, anyhow::Result<GetCatchUpResponse>) {
     let asked = async {
-        let mut client = client(address)?;
+        let mut client = client(trust, address)?;
         answered(client.get_catch_up(GetCatchUpRequest {})).await
     };
     (address, asked.await)
 }
 
-fn client(address: SocketAddr) -> anyhow::Result<IngestServiceClient<Channel>> {
-    Ok(IngestServiceClient::new(kit_grpc::channel_to(&address.to_string())?))
+fn client(trust: &Trust, address: SocketAddr) -> anyhow::Result<IngestServiceClient<kit_grpc::Channel>> {
+    Ok(IngestServiceClient::new(trust.channel_to(&address.to_string())?))
 }
 
 async fn answered<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> anyhow::Result<T> {
@@ -129,6 +139,7 @@ pub struct Owner {
     pub address: SocketAddr,
     pub name: String,
     partition: Partition,
+    trust: Trust,
 }
 
 impl Owner {
@@ -148,7 +159,7 @@ impl Owner {
             resolution: resolution.into(),
             reason,
         };
-        let answer = answered(client(self.address)?.resolve_blocked(request)).await;
+        let answer = answered(client(&self.trust, self.address)?.resolve_blocked(request)).await;
         self.after(answer.map(|answer| answer.partition))
     }
 
@@ -158,7 +169,7 @@ impl Owner {
     /// As [`Self::resolve`].
     pub async fn pause(&self, reason: String) -> anyhow::Result<PartitionCatchUp> {
         let request = PausePartitionRequest { partition: self.partition.get(), reason };
-        let answer = answered(client(self.address)?.pause_partition(request)).await;
+        let answer = answered(client(&self.trust, self.address)?.pause_partition(request)).await;
         self.after(answer.map(|answer| answer.partition))
     }
 
@@ -168,7 +179,7 @@ impl Owner {
     /// As [`Self::resolve`].
     pub async fn resume(&self, reason: String) -> anyhow::Result<PartitionCatchUp> {
         let request = ResumePartitionRequest { partition: self.partition.get(), reason };
-        let answer = answered(client(self.address)?.resume_partition(request)).await;
+        let answer = answered(client(&self.trust, self.address)?.resume_partition(request)).await;
         self.after(answer.map(|answer| answer.partition))
     }
 
@@ -208,6 +219,7 @@ mod tests {
     #[test]
     fn the_owner_is_found_or_it_is_said_why_not() {
         let owners = |unreachable: &[&str]| Owners {
+            trust: Trust::default(),
             answers: vec![answer(1, &[0, 1]), answer(2, &[1, 2])],
             unreachable: unreachable.iter().map(|address| (*address).to_owned()).collect(),
         };

@@ -139,10 +139,14 @@ impl IngestService for Ingest {
             return Err(Status::invalid_argument("resolution: expected RESOLUTION_RETRY or RESOLUTION_SKIP"));
         }
         let reason = given(reason)?;
+        let blocks = self.owned.blocks(partition);
         self.owned.resolve(partition, offset, resolution).map_err(unmet)?;
         tracing::info!(audit = true, %partition, %offset, resolution = resolution.as_str_name(), reason,
             "an operator decided on a bad record");
-        let acted = |report: &PartitionCatchUp| report.blocked_offset != Some(offset.get());
+        // Passed, or judged again and found to block as before.
+        let acted = |report: &PartitionCatchUp| {
+            report.next_offset > Some(offset.get()) || self.owned.blocks(partition) > blocks
+        };
         let partition = Some(self.settled(partition, acted).await?);
         Ok(Response::new(ResolveBlockedResponse { partition }))
     }

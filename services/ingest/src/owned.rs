@@ -58,6 +58,8 @@ struct State {
     records: u64,
     last_record_ms: Option<i64>,
     bad: BadRecords,
+    /// Times that a record was judged to block.
+    blocks: u64,
     rates: Rates,
     wish: watch::Sender<Wish>,
 }
@@ -82,6 +84,7 @@ impl Owned {
             records: 0,
             last_record_ms: None,
             bad: BadRecords::default(),
+            blocks: 0,
             rates: Rates::default(),
             wish,
         };
@@ -103,6 +106,7 @@ impl Owned {
         let mut states = self.states();
         let Some(state) = states.get_mut(&partition) else { return 0 };
         let epoch = state.catch_up.epoch();
+        state.blocks += u64::from(matches!(input, Input::Blocked { .. }));
         if let Input::Opened { held, .. } = &input {
             state.durable = *held;
         }
@@ -177,6 +181,11 @@ impl Owned {
     /// How far one partition is; `None` when it is not ours.
     pub fn report_of(&self, partition: Partition) -> Option<PartitionCatchUp> {
         Some(report::report(partition, self.states().get(&partition)?))
+    }
+
+    /// How often a record of the partition was judged to block it.
+    pub fn blocks(&self, partition: Partition) -> u64 {
+        self.states().get(&partition).map_or(0, |state| state.blocks)
     }
 
     /// Whether it is at or past its head.
