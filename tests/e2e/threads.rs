@@ -142,6 +142,10 @@ async fn threads_are_filtered_deleted_and_unknown_ones_are_not_found() {
     let other = replay.client.delete_thread(delete("other")).await.expect("an answer").into_inner();
     assert!(!other.existed, "another tenant deletes nothing");
     assert!(replay.client.delete_thread(delete("demo")).await.expect("an answer").into_inner().existed);
+    let log = stack.replay.iter().map(Service::log_text).collect::<String>();
+    let audited =
+        log.lines().filter(|line| line.contains("thread deleted") && line.contains("audit")).count();
+    assert_eq!(audited, 2, "what was asked for is on record, whatever came of it");
     let describe = DescribeThreadRequest { stream: stream.clone(), thread_id, ..Default::default() };
     let gone = replay.client.describe_thread(describe).await.expect_err("it is deleted");
     assert_eq!(gone.code(), Code::NotFound);

@@ -1,7 +1,7 @@
 //! The replay service over gRPC: what goes in is checked, what comes out is the store's.
 use crate::{
     answers::{Answers, Outlet, outlet},
-    append::append_all,
+    append_stream,
     config::{Config, Retention},
     directory,
     error::Error,
@@ -25,20 +25,14 @@ use dashstream_proto::{
         replay_service_server::ReplayService,
     },
 };
-use futures_util::{Stream as _, StreamExt, future::try_join_all};
+use futures_util::future::try_join_all;
 use std::{
-    pin::Pin,
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-
-/// Most requests of one append stream that go to the store at once.
-const APPENDS_AT_ONCE: usize = 64;
-/// Answers that wait for a writer before its next appends are taken, in such runs.
-const ANSWERS_QUEUED: usize = 2;
 
 /// How long a read waits for a place before it is told to come back.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -266,35 +260,11 @@ impl<S: Store> ReplayService for Replay<S> {
         &self,
         request: Request<Streaming<AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let (answers, out) = mpsc::channel(APPENDS_AT_ONCE * ANSWERS_QUEUED);
-        let (replay, mut requests) = (self.clone(), request.into_inner());
-        let window = self.config.append_window_bytes as usize;
-        let stop = self.tasks.stop_token();
+        let (answers, out) = append_stream::answers();
+        let (replay, requests) = (self.clone(), request.into_inner());
+        let (window, stop) = (self.config.append_window_bytes as usize, self.tasks.stop_token());
         self.tasks.spawn("append stream", async move {
-            loop {
-                let first = tokio::select! {
-                    first = requests.next() => first,
-                    () = stop.cancelled() => Some(Err(Status::unavailable("replay is draining"))),
-                };
-                let Some(first) = first else { return };
-                let (together, end) = ready_requests(first, &mut requests, window).await;
-                let outcome =
-                    append_all(&*replay.store, &replay.metrics, together).await.map_err(Status::from);
-                let done = match outcome {
-                    Ok(all) => send_all(&answers, all).await.is_err(),
-                    Err(status) => {
-                        let _gone = answers.send(Err(status)).await;
-                        true
-                    }
-                };
-                if let Some(end) = end.filter(|_| !done) {
-                    let _gone = answers.send(Err(end)).await;
-                    return;
-                }
-                if done {
-                    return;
-                }
-            }
+            append_stream::run(&*replay.store, &replay.metrics, requests, answers, window, stop).await;
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(out))))
     }
@@ -476,47 +446,4 @@ impl<S: Store> ReplayService for Replay<S> {
         let schema = Some(schemas::delete(&*self.store, request.get_ref()).await?);
         Ok(Response::new(wire::DeleteExpectedSchemaResponse { schema }))
     }
-}
-
-/// The first request and those that are there already, up to `window` bytes; and how the stream ended, if it
-/// did in between.
-async fn ready_requests(
-    first: Result<AppendRequest, Status>,
-    requests: &mut Streaming<AppendRequest>,
-    window: usize,
-) -> (Vec<AppendRequest>, Option<Status>) {
-    let (mut together, mut bytes, mut next) = (Vec::new(), 0, Some(first));
-    while let Some(request) = next {
-        match request {
-            Ok(request) => {
-                bytes += request.batch.as_ref().map_or(0, |batch| batch.records.len());
-                together.push(request);
-            }
-            Err(status) => return (together, Some(status)),
-        }
-        if bytes >= window || together.len() >= APPENDS_AT_ONCE {
-            break;
-        }
-        next = poll_ready(requests).await;
-    }
-    (together, None)
-}
-
-/// The next request if it is there already.
-async fn poll_ready(requests: &mut Streaming<AppendRequest>) -> Option<Result<AppendRequest, Status>> {
-    std::future::poll_fn(|context| match Pin::new(&mut *requests).poll_next(context) {
-        std::task::Poll::Ready(request) => std::task::Poll::Ready(request),
-        std::task::Poll::Pending => std::task::Poll::Ready(None),
-    })
-    .await
-}
-
-async fn send_all(
-    answers: &mpsc::Sender<Result<AppendResponse, Status>>,
-    all: Vec<AppendResponse>,
-) -> Result<(), mpsc::error::SendError<Result<AppendResponse, Status>>> {
-    for answer in all {
-        answers.send(Ok(answer)).await?;
-    }
-    Ok(())
 }

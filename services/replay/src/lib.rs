@@ -6,6 +6,7 @@ use tokio::net::TcpListener;
 
 mod answers;
 mod append;
+mod append_stream;
 pub mod config;
 pub mod connection;
 mod directory;
