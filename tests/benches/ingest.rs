@@ -137,6 +137,9 @@ async fn consume(kafka: &Kafka, records: u64) -> Result<f64> {
         .set("group.id", "bare")
         .set("enable.auto.commit", "false")
         .set("isolation.level", "read_committed")
+        // As ingest has them.
+        .set("fetch.wait.max.ms", "100")
+        .set("fetch.queue.backoff.ms", "20")
         .set("queued.min.messages", "20000")
         .set("queued.max.messages.kbytes", "16384");
     let read = move || -> Result<f64> {

@@ -191,6 +191,8 @@ impl Consumer {
             ("fetch.wait.max.ms", "100"),
             ("queued.min.messages", "20000"),
             ("queued.max.messages.kbytes", "16384"),
+            // A queue that was full is filled again soon; by default it would run empty meanwhile.
+            ("fetch.queue.backoff.ms", "20"),
             // How soon a topic that is made anew, or given more partitions, is noticed.
             ("topic.metadata.refresh.interval.ms", "10000"),
         ];
