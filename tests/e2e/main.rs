@@ -2,7 +2,9 @@
 
 mod bad_records;
 mod catching_up;
+mod dead_letters;
 mod delivery;
+mod dlq_commands;
 mod gateway_http;
 mod harness;
 mod healing;

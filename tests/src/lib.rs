@@ -33,7 +33,7 @@ pub use crate::{
     operator::Operator,
     proxy::Proxy,
     redis::Redis,
-    services::{Kind, Service},
+    services::{Kind, Service, dashstream},
     stack::{Links, Shape, Stack},
     warden::Stop,
     watcher::Watcher,

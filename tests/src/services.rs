@@ -12,6 +12,7 @@ use crate::{
 };
 
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 const LOG_FILTER: &str = "info,dashstream=debug";
 
 /// Which binary, and the names of its addresses.
@@ -89,6 +90,10 @@ impl Service {
             // All clients of a test have the same address.
             or("GATEWAY_SESSIONS_PER_ADDRESS_MAX", "100000".to_owned());
         }
+        if kind == Kind::Local {
+            or("INGEST_LISTEN", free_address());
+            or("KAFKA_LISTEN", free_address());
+        }
         let service = Self {
             kind,
             child: Mutex::new(None),
@@ -110,6 +115,22 @@ impl Service {
     /// For any other service.
     pub fn grpc_address(&self) -> String {
         self.setting("GATEWAY_GRPC_LISTEN")
+    }
+
+    /// Where ingest serves gRPC in local mode.
+    ///
+    /// # Panics
+    /// For any other service, which has no such setting or has it as its main address.
+    pub fn ingest_address(&self) -> String {
+        self.setting("INGEST_LISTEN")
+    }
+
+    /// Where the embedded broker of local mode is found.
+    ///
+    /// # Panics
+    /// For any other service.
+    pub fn kafka_address(&self) -> String {
+        self.setting("KAFKA_LISTEN")
     }
 
     /// Where `/metrics`, `/readyz` and their like are served.
@@ -232,6 +253,28 @@ impl Service {
         let found = self.env.iter().find(|(given, _)| given == name);
         found.unwrap_or_else(|| panic!("{} has no {name}", self.kind.binary())).1.clone()
     }
+}
+
+/// Runs a command of `dashstream` with these settings and no others, until it ends. Returns whether it said that it
+/// did what it was told, and all that it wrote.
+///
+/// # Panics
+/// If the binary has not been built, or the command takes longer than a minute.
+pub async fn dashstream(args: &[&str], settings: &[(&str, &str)]) -> (bool, String) {
+    let program = binary("dashstream");
+    assert!(program.exists(), "{} is missing: `cargo build --workspace --bins`", program.display());
+    let folder = Folder::new("command");
+    let env: Vec<_> =
+        settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let child = Child::start(&Spec {
+        program: &program,
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        env: &env,
+        inherit: Inherit::Nothing,
+        log: folder.join("command.log"),
+    });
+    let status = child.wait(COMMAND_TIMEOUT).await;
+    (status.success(), child.log_text())
 }
 
 /// Beside the test executable, one folder up: Cargo puts tests into `deps`.

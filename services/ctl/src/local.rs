@@ -8,8 +8,9 @@ use crate::{
 use anyhow::Context;
 use clap::{Args, FromArgMatches};
 use dashstream_core::{chain::Chain, codec};
+use dashstream_ingest::dlq;
 use dashstream_kafka::Connection;
-use dashstream_kit::{Kit, config::duration};
+use dashstream_kit::{Kit, config::duration, tasks::Tasks};
 use dashstream_proto::{
     log::v1::{Record, RecordKind},
     session::v1::{Limits, StartPolicy},
@@ -18,11 +19,18 @@ use dashstream_proto::{
 use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
 use std::{
     collections::HashMap,
+    io,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::net::TcpListener;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+/// Connections through the embedded broker's doorway.
+const CLIENTS_MAX: usize = 64;
 
 /// Settings of `dashstream local`.
 #[derive(Clone, Debug, clap::Args)]
@@ -35,6 +43,15 @@ pub struct Config {
     /// Address of the gRPC query service.
     #[arg(long, env = "GATEWAY_GRPC_LISTEN", default_value = "127.0.0.1:7301")]
     pub grpc_listen: SocketAddr,
+
+    /// Address of ingest's gRPC, which `dashstream dlq` and `dashstream partitions` talk to.
+    #[arg(long, env = "INGEST_LISTEN", default_value = "127.0.0.1:7101")]
+    pub ingest_listen: SocketAddr,
+
+    /// Address at which clients find the embedded broker, whose own port can't be chosen. They go on to that by
+    /// themselves.
+    #[arg(long, env = "KAFKA_LISTEN", default_value = "127.0.0.1:9092")]
+    pub kafka_listen: SocketAddr,
 
     /// Consumer group at a real Kafka. Unless given, one of this run's own, so that no two runs take each other's
     /// partitions.
@@ -79,6 +96,16 @@ fn defaults<T: Args + FromArgMatches>(settings: &[String]) -> anyhow::Result<T> 
     Ok(T::from_arg_matches(&command.try_get_matches_from(settings)?)?)
 }
 
+/// The command: a process of its own around [`run`].
+///
+/// # Errors
+/// As [`run`], or when the process did not end in time.
+pub async fn command(config: Config, kit_config: dashstream_kit::config::Config) -> anyhow::Result<()> {
+    let kit = Kit::start("local", &kit_config).await?;
+    run(config, kit.clone()).await?;
+    kit.drain(kit_config.drain_timeout).await
+}
+
 /// Runs until the kit stops.
 ///
 /// # Errors
@@ -88,11 +115,21 @@ pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
     let embedded_kafka = embedded.as_ref().map(|broker| Connection::plaintext(broker.bootstrap_servers()));
     let kafka = config.kafka.clone().or(embedded_kafka).context("no Kafka")?;
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let (replay, ingest) = (TcpListener::bind(any).await?, TcpListener::bind(any).await?);
+    let replay = TcpListener::bind(any).await?;
+    let ingest = bind(config.ingest_listen, "--ingest-listen").await?;
     let http = bind(config.listen, "--listen").await?;
     let grpc = bind(config.grpc_listen, "--grpc-listen").await?;
-    let addresses = (http.local_addr()?, grpc.local_addr()?);
-    let settings = Settings::new(&config, replay.local_addr()?, ingest.local_addr()?);
+    let door = match &embedded {
+        Some(_) => open_doorway(&config, kafka.brokers.clone(), &kit.tasks).await?,
+        None => kafka.brokers.clone(),
+    };
+    let addresses = Addresses {
+        http: http.local_addr()?,
+        grpc: grpc.local_addr()?,
+        ingest: ingest.local_addr()?,
+        kafka: door,
+    };
+    let settings = Settings::new(&config, replay.local_addr()?, addresses.ingest);
 
     let parts = ["gateway", "ingest", "replay"].map(|name| part(&kit, name));
     let [gateway_kit, ingest_kit, replay_kit] = parts.clone();
@@ -107,7 +144,7 @@ pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
         kit.tasks.spawn_vital("gateway", gateway),
     ];
 
-    introduce(&config, addresses, &kafka.brokers);
+    introduce(&config, &addresses, &kafka.brokers);
     if config.rate > 0 {
         let produce = demo(&config, kafka);
         running.push(
@@ -115,7 +152,7 @@ pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
         );
     }
     let stop = kit.tasks.stop_token();
-    stop.run_until_cancelled(show_runs(addresses.0)).await;
+    stop.run_until_cancelled(show_runs(addresses.http)).await;
     // Those who ask end before those who answer, and all of them before the broker.
     for part in &parts {
         part.drain(Duration::from_secs(10)).await?;
@@ -201,22 +238,66 @@ fn part(process: &Kit, service: &'static str) -> Kit {
 
 fn embedded_broker(config: &Config) -> anyhow::Result<MockCluster<'static, DefaultProducerContext>> {
     let broker = MockCluster::new(1).context("start the embedded broker")?;
-    broker
-        .create_topic(&config.kafka_topic, config.partitions, 1)
-        .context("make the embedded broker's topic")?;
+    let dlq_topic = dlq::default_topic(&config.kafka_topic);
+    for (topic, partitions) in [(&config.kafka_topic, config.partitions), (&dlq_topic, 1)] {
+        broker.create_topic(topic, partitions, 1).context("make the embedded broker's topics")?;
+    }
     Ok(broker)
 }
 
-fn introduce(config: &Config, (http, grpc): (SocketAddr, SocketAddr), brokers: &str) {
+/// Opens the address at which clients find the embedded broker, and returns it.
+async fn open_doorway(config: &Config, broker: String, tasks: &Tasks) -> anyhow::Result<String> {
+    let doorway = bind(config.kafka_listen, "--kafka-listen").await?;
+    let address = doorway.local_addr()?.to_string();
+    tasks.spawn("kafka's doorway", forward(doorway, broker, tasks.clone()));
+    Ok(address)
+}
+
+/// Carries each connection to the embedded broker until the process stops. It is how clients begin: the broker
+/// tells them its own address.
+async fn forward(doorway: TcpListener, broker: String, tasks: Tasks) {
+    let stop = tasks.stop_token();
+    let places = Arc::new(Semaphore::new(CLIENTS_MAX));
+    while let Some(Ok(place)) = stop.run_until_cancelled(Arc::clone(&places).acquire_owned()).await {
+        let Some(accepted) = stop.run_until_cancelled(doorway.accept()).await else { return };
+        let (broker, stop) = (broker.clone(), stop.clone());
+        tasks.spawn("kafka's doorway", async move {
+            let carried = stop.run_until_cancelled(carry(accepted, &broker)).await;
+            if let Some(Err(error)) = carried {
+                tracing::debug!(%error, "carry a connection to the embedded broker");
+                // One that can't be had now is not asked for again at once.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn carry(accepted: io::Result<(TcpStream, SocketAddr)>, broker: &str) -> io::Result<()> {
+    let (mut client, _) = accepted?;
+    let mut broker = TcpStream::connect(broker).await?;
+    tokio::io::copy_bidirectional(&mut client, &mut broker).await.map(drop)
+}
+
+/// Where people find what.
+struct Addresses {
+    http: SocketAddr,
+    grpc: SocketAddr,
+    ingest: SocketAddr,
+    kafka: String,
+}
+
+fn introduce(config: &Config, addresses: &Addresses, brokers: &str) {
+    let Addresses { http, grpc, ingest, kafka: door } = addresses;
     let kafka = if config.kafka.is_some() { "Kafka" } else { "embedded broker" };
     let store = if config.redis_url.is_some() { "Redis" } else { "memory" };
+    let at_kafka = format!("--kafka-brokers {door} --kafka-topic {}", config.kafka_topic);
     say(format_args!("DashStream is starting: {kafka} at {brokers}, records kept in {store}"));
     say(format_args!("  follow records   dashstream tail --url ws://{http}/ws"));
     say(format_args!("  partitions       dashstream status --gateway {grpc}"));
-    say(format_args!(
-        "  write records    dashstream produce --kafka-brokers {brokers} --kafka-topic {}",
-        config.kafka_topic
-    ));
+    say(format_args!("  stop one         dashstream partitions pause 0 --reason WHY --ingest {ingest}"));
+    say(format_args!("  dead letters     dashstream dlq list {at_kafka}"));
+    say(format_args!("  write records    dashstream produce {at_kafka}"));
     say(format_args!("  limits           http://{http}/config"));
     say(format_args!("Runs appear below in a few seconds. Ctrl-C stops everything."));
 }

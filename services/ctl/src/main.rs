@@ -1,7 +1,6 @@
 //! `dashstream`: run, watch and feed a DashStream.
 use clap::{Parser, Subcommand};
-use dashstream_ctl::{local, produce, status, tail, topics};
-use dashstream_kit::Kit;
+use dashstream_ctl::{dlq, local, output::interrupted, partitions, produce, status, tail, topics};
 
 /// Run, watch and feed a DashStream.
 #[derive(Debug, Parser)]
@@ -29,29 +28,31 @@ enum Command {
     /// Make Kafka's topics as DashStream needs them, or look whether they are.
     #[command(subcommand)]
     Topics(topics::Command),
+    /// Stop a partition on purpose, and let it go on.
+    #[command(subcommand)]
+    Partitions(partitions::Command),
+    /// Records that do not decode: what became of them, and what to do.
+    #[command(subcommand)]
+    Dlq(dlq::Command),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Command::Local { kit: kit_config, local } => {
-            let kit = Kit::start("local", &kit_config).await?;
-            local::run(*local, kit.clone()).await?;
-            kit.drain(kit_config.drain_timeout).await
-        }
-        Command::Produce(config) => produce::command(config, dashstream_ctl::output::interrupted()).await,
-        Command::Tail(config) => tail::run(config, dashstream_ctl::output::interrupted()).await.map(drop),
+        Command::Local { local, kit } => local::command(*local, kit).await,
+        Command::Produce(config) => produce::command(config, interrupted()).await,
+        Command::Tail(config) => tail::run(config, interrupted()).await.map(drop),
+        Command::Status(config) => status::run(config, interrupted()).await,
         Command::Topics(command) => topics::run(command).await,
-        Command::Status(config) => status::run(config, dashstream_ctl::output::interrupted()).await,
+        Command::Partitions(command) => partitions::run(command).await,
+        Command::Dlq(command) => dlq::run(command, interrupted()).await,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_command_line_is_sound() {
-        super::Cli::command().debug_assert();
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
     }
 }

@@ -18,6 +18,17 @@ pub fn say_all(text: &str) {
     }
 }
 
+/// Writes a line to standard error, for what is no part of the answer.
+pub fn warn(line: fmt::Arguments<'_>) {
+    // Nobody is left to be told when it fails.
+    writeln!(std::io::stderr().lock(), "{line}").ok();
+}
+
+/// What others wrote, without the control characters that a terminal would obey.
+pub fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// Cancelled by the first Ctrl-C; the second ends the process.
 pub fn interrupted() -> CancellationToken {
     let stop = CancellationToken::new();

@@ -126,7 +126,8 @@ pub struct Describe {
 }
 
 impl Names {
-    fn dlq(&self) -> String {
+    /// The topic of dead letters.
+    pub fn dlq(&self) -> String {
         let given = self.dlq_topic.clone().filter(|name| !name.is_empty());
         given.unwrap_or_else(|| format!("{}-dlq", self.topic))
     }
