@@ -13,7 +13,7 @@ use dashstream_core::{
     position::{Offset, Partition},
 };
 use dashstream_kit::config::duration;
-use dashstream_proto::ingest::v1::{PartitionCatchUp, Resolution};
+use dashstream_proto::ingest::v1::Resolution;
 use std::{
     path::{Path, PathBuf},
     str::FromStr,
@@ -266,19 +266,18 @@ async fn retry(retry: Retry) -> anyhow::Result<()> {
     let reason = retry.operator.says(&retry.reason);
     match (blocks, payload) {
         (true, None) => {
-            let after = owner.resolve(offset, Resolution::Retry, reason).await?;
-            decided(&owner, retry.place, &after, "was judged again")
+            owner.resolve(offset, Resolution::Retry, reason).await?;
+            decided(&owner, retry.place, "was judged again").await
         }
         (true, Some(payload)) => {
             let at = retry.kafka.coordinates(retry.place);
             let original = source::fetch(&retry.kafka, &at).await?;
             let new = source::produce_again(&retry.kafka, &at, original, Some(payload)).await?;
             say(format_args!("{at} with the new value is {new}"));
-            let after = owner.resolve(offset, Resolution::Skip, reason).await;
-            let after = after.with_context(|| {
+            owner.resolve(offset, Resolution::Skip, reason).await.with_context(|| {
                 format!("{new} is written, but {at} still blocks: `dashstream dlq skip {partition}:{offset}`")
             })?;
-            decided(&owner, retry.place, &after, "was passed over")
+            decided(&owner, retry.place, "was passed over").await
         }
         (false, payload) => again(&retry, payload).await,
     }
@@ -312,24 +311,26 @@ async fn skip(skip: Skip) -> anyhow::Result<()> {
         Some(blocked) => bail!("it is {partition}:{blocked} that blocks partition {partition}, not {offset}"),
         None => bail!("nothing blocks partition {partition}: it is {}", state(now)),
     }
-    let after = owner.resolve(offset, Resolution::Skip, skip.operator.says(&skip.reason)).await?;
-    decided(&owner, skip.place, &after, "was passed over")
+    owner.resolve(offset, Resolution::Skip, skip.operator.says(&skip.reason)).await?;
+    decided(&owner, skip.place, "was passed over").await
 }
 
 /// Says how the partition is after a decision.
-fn decided(owner: &Owner, place: Place, after: &PartitionCatchUp, what: &str) -> anyhow::Result<()> {
+async fn decided(owner: &Owner, place: Place, what: &str) -> anyhow::Result<()> {
     let Place { partition, offset } = place;
+    let after = owner.settled(offset).await?;
+    let whose = format!("partition {partition} of {}", owner.name);
     ensure!(
         after.blocked_offset != Some(offset.get()),
-        "{partition}:{offset} still blocks partition {partition} of {}: {}",
-        owner.name,
+        "{partition}:{offset} still blocks {whose}: {}",
         after.reason
     );
-    say(format_args!(
-        "{partition}:{offset} {what}; partition {partition} of {} is {}",
-        owner.name,
-        state(after)
-    ));
+    ensure!(
+        owners::is_past(&after, offset),
+        "{partition}:{offset} does not block any more, but is not passed yet: {whose} is {}",
+        state(&after)
+    );
+    say(format_args!("{partition}:{offset} {what}; {whose} is {}", state(&after)));
     Ok(())
 }
 

@@ -11,10 +11,16 @@ use dashstream_proto::ingest::v1::{
     ResolveBlockedRequest, ResumePartitionRequest, ingest_service_client::IngestServiceClient,
 };
 use futures_util::future::join_all;
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 use tonic::Status;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a decision may take to show.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+const SETTLE_LOOK: Duration = Duration::from_millis(50);
 
 /// Where ingest is.
 #[derive(Clone, Debug, clap::Args)]
@@ -26,7 +32,7 @@ pub struct Config {
     pub targets: Targets,
 
     #[command(flatten)]
-    pub trust: auth::Config,
+    pub auth: auth::Config,
 }
 
 /// Who decides, for the log of the replica.
@@ -59,7 +65,7 @@ impl Owners {
     /// # Errors
     /// When none answers.
     pub async fn ask(config: &Config) -> anyhow::Result<Self> {
-        let trust = Trust::new(&config.trust)?;
+        let trust = Trust::new(&config.auth)?;
         let addresses = kit_grpc::resolve(&config.targets).await;
         let (mut answers, mut unreachable) = (Vec::new(), Vec::new());
         for (address, answer) in join_all(addresses.into_iter().map(|address| ask(&trust, address))).await {
@@ -89,8 +95,12 @@ impl Owners {
         let mut owners = self.answers.iter().filter_map(|answer| Some((answer, owned(answer)?)));
         match (owners.next(), owners.next()) {
             (Some(((address, answer), at)), None) => {
-                let (trust, name) = (self.trust.clone(), answer.owner.clone());
-                let owner = Owner { address: *address, name, partition, trust };
+                let owner = Owner {
+                    address: *address,
+                    name: answer.owner.clone(),
+                    partition,
+                    trust: self.trust.clone(),
+                };
                 Ok((owner, &answer.partitions[at]))
             }
             (Some(((one, _), _)), Some(((other, _), _))) => {
@@ -163,6 +173,27 @@ impl Owner {
         self.after(answer.map(|answer| answer.partition))
     }
 
+    /// The partition once its pipeline is past `offset`, or stands at it again: a record that is judged again does not
+    /// block meanwhile. When that takes long, the partition as it is then.
+    ///
+    /// # Errors
+    /// When the owner does not answer, or owns the partition no more.
+    pub async fn settled(&self, offset: Offset) -> anyhow::Result<PartitionCatchUp> {
+        let deadline = Instant::now() + SETTLE_TIMEOUT;
+        loop {
+            let answer = ask(&self.trust, self.address).await.1?;
+            let mut partitions = answer.partitions.into_iter();
+            let partition = partitions
+                .find(|owned| owned.partition == self.partition.get())
+                .with_context(|| format!("{} owns partition {} no more", self.address, self.partition))?;
+            let stands = partition.blocked_offset == Some(offset.get());
+            if stands || is_past(&partition, offset) || Instant::now() >= deadline {
+                return Ok(partition);
+            }
+            tokio::time::sleep(SETTLE_LOOK).await;
+        }
+    }
+
     /// Stops the partition.
     ///
     /// # Errors
@@ -188,6 +219,11 @@ impl Owner {
             .with_context(|| format!("ask {}, which owns partition {}", self.address, self.partition))?;
         answer.with_context(|| format!("{} does not say how far the partition is", self.address))
     }
+}
+
+/// What was decided on the record at `offset` is durable.
+pub fn is_past(partition: &PartitionCatchUp, offset: Offset) -> bool {
+    partition.next_offset.is_some_and(|next| next > offset.get())
 }
 
 /// The phase in a word or two.
