@@ -31,3 +31,4 @@ mod store_faults;
 mod threads;
 mod topics;
 mod traces;
+mod verify;

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod policy;
 pub mod position;
 pub mod rates;
+pub mod reconcile;
 pub mod ring;
 pub mod session;
 pub mod tail;

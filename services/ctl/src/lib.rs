@@ -12,3 +12,4 @@ pub mod source;
 pub mod status;
 pub mod tail;
 pub mod topics;
+pub mod verify;

@@ -1,6 +1,6 @@
 //! `dashstream`: run, watch and feed a DashStream.
 use clap::{Parser, Subcommand};
-use dashstream_ctl::{dlq, local, output::interrupted, partitions, produce, status, tail, topics};
+use dashstream_ctl::{dlq, local, output::interrupted, partitions, produce, status, tail, topics, verify};
 
 /// Run, watch and feed a DashStream.
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ enum Command {
     Tail(tail::Config),
     /// Show how far every partition is.
     Status(status::Config),
+    /// Compare what replay has with what Kafka has, record by record.
+    Verify(verify::Config),
     /// Make Kafka's topics as DashStream needs them, or look whether they are.
     #[command(subcommand)]
     Topics(topics::Command),
@@ -43,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Produce(config) => produce::command(config, interrupted()).await,
         Command::Tail(config) => tail::run(config, interrupted()).await.map(drop),
         Command::Status(config) => status::run(config, interrupted()).await,
+        Command::Verify(config) => verify::run(config).await,
         Command::Topics(command) => topics::run(command).await,
         Command::Partitions(command) => partitions::run(command).await,
         Command::Dlq(command) => dlq::run(command, interrupted()).await,

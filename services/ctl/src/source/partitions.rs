@@ -35,6 +35,12 @@ impl Part {
         Self { low: offset, high: offset.saturating_add(1), ..self }
     }
 
+    /// Those from `first` to `last`, as far as they are there.
+    pub fn between(self, first: i64, last: i64) -> Self {
+        let high = self.high.min(last.saturating_add(1));
+        Self { low: self.low.max(first).min(high), high, ..self }
+    }
+
     /// It begins where the partition does.
     pub fn is_all(self) -> bool {
         self.low <= self.earliest
