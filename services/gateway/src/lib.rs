@@ -38,16 +38,7 @@ pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit)
     }
     let hub = hub::Hub::new(config.ring_bytes as usize);
     let replay = upstream::Replay::new(&kit, &config, metrics.clone());
-    let feeds = upstream::Feeds {
-        hub: hub.clone(),
-        replay: replay.clone(),
-        metrics: metrics.clone(),
-        tasks: kit.tasks.clone(),
-        kit: kit.clone(),
-    };
-    let latch = kit.readiness.latch("live feed");
-    kit.tasks.spawn("feeds", feeds.run(Arc::clone(&config), latch));
-
+    follow(&config, &kit, &hub, &replay, &metrics);
     let (fleet, viewers) = (fleet::Fleet::new(&kit, &config.ingest_targets), viewers::Viewers::default());
     let health = health::Health::new(metrics.clone());
     let stop = kit.tasks.stop_token();
@@ -93,4 +84,23 @@ pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit)
     let queries = kit_grpc::serve(&kit, grpc, DESCRIPTORS, routes, Callers::Anybody);
     tokio::try_join!(websockets, queries)?;
     Ok(())
+}
+
+/// Follows what ingest says; the gateway is not ready before it does.
+fn follow(
+    config: &Arc<Config>,
+    kit: &Kit,
+    hub: &hub::Hub,
+    replay: &upstream::Replay,
+    metrics: &metrics::Metrics,
+) {
+    let feeds = upstream::Feeds {
+        hub: hub.clone(),
+        replay: replay.clone(),
+        metrics: metrics.clone(),
+        tasks: kit.tasks.clone(),
+        kit: kit.clone(),
+    };
+    let latch = kit.readiness.latch("live feed");
+    kit.tasks.spawn("feeds", feeds.run(Arc::clone(config), latch));
 }

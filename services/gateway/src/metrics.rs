@@ -25,31 +25,23 @@ impl Metrics {
     /// # Errors
     /// A name is already taken in `registry`: a bug, so `main` stops on it.
     pub fn register(registry: &Registry) -> Result<Self> {
+        let count = |name: &str, help: &str| counter(registry, name, help);
+        let by_reason = |name: &str, help: &str| counters(registry, name, help, &["reason"]);
         let metrics = Self {
             sessions: gauge(registry, "dashstream_gateway_sessions", "Websocket sessions now.")?,
-            sent_frames: counter(
-                registry,
-                "dashstream_gateway_sent_frames_total",
-                "Frames sent to clients.",
-            )?,
-            sent_bytes: counter(
-                registry,
-                "dashstream_gateway_sent_bytes_total",
-                "Bytes of frames sent to clients.",
-            )?,
+            sent_frames: count("dashstream_gateway_sent_frames_total", "Frames sent to clients.")?,
+            sent_bytes: count("dashstream_gateway_sent_bytes_total", "Bytes of frames sent to clients.")?,
             send_seconds: histogram(
                 registry,
                 "dashstream_gateway_send_seconds",
                 "Time to hand a burst of frames to a client's socket.",
                 SECONDS,
             )?,
-            live_batches: counter(
-                registry,
+            live_batches: count(
                 "dashstream_gateway_live_batches_total",
                 "Batches received from ingest's live feeds.",
             )?,
-            live_records: counter(
-                registry,
+            live_records: count(
                 "dashstream_gateway_live_records_total",
                 "Records received from ingest's live feeds.",
             )?,
@@ -58,38 +50,23 @@ impl Metrics {
                 "dashstream_gateway_live_upstreams",
                 "Ingest replicas whose live feed is followed now.",
             )?,
-            backfills: counter(
-                registry,
+            backfills: count(
                 "dashstream_gateway_backfills_total",
                 "Fetches from replay to close a break in a live feed.",
             )?,
-            replay_reads: counter(
-                registry,
+            replay_reads: count(
                 "dashstream_gateway_replay_reads_total",
                 "Pages read from replay for sessions.",
             )?,
-            replay_failures: counter(
-                registry,
+            replay_failures: count(
                 "dashstream_gateway_replay_failures_total",
                 "Reads from replay that failed.",
             )?,
-            disconnects: counters(
-                registry,
-                "dashstream_gateway_disconnects_total",
-                "Sessions ended, by reason.",
-                &["reason"],
-            )?,
-            refused: counters(
-                registry,
-                "dashstream_gateway_refused_upgrades_total",
-                "Upgrades refused, by reason.",
-                &["reason"],
-            )?,
-            refused_calls: counters(
-                registry,
+            disconnects: by_reason("dashstream_gateway_disconnects_total", "Sessions ended, by reason.")?,
+            refused: by_reason("dashstream_gateway_refused_upgrades_total", "Upgrades refused, by reason.")?,
+            refused_calls: by_reason(
                 "dashstream_gateway_refused_calls_total",
                 "Queries and other requests refused for who asks, by reason.",
-                &["reason"],
             )?,
         };
         for reason in CloseReason::ALL {
