@@ -1,5 +1,5 @@
 //! What is said of how far a partition is, while Kafka does not answer everything.
-use dashstream_proto::ingest::v1::{CatchUpPhase, PartitionCatchUp};
+use dashstream_proto::ingest::v1::{CatchUpPhase, GetCatchUpResponse, PartitionCatchUp};
 use dashstream_tests::{
     Feed, Kafka, Kind, Operator, Shape, Stack, Stop, Watcher, eventually, letters, stack::dead_letters,
 };
@@ -96,6 +96,29 @@ async fn a_leader_that_can_not_be_reached_is_a_stall_and_not_live() {
     let mut watcher = Watcher::new();
     watcher.until(&gateways, TIMEOUT, |watcher| watcher.records() >= 2).await;
     watcher.assert_received(&log);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_hears_of_changes_and_of_nothing_else() {
+    let stack = Stack::start(Shape { partitions: 1, ..Shape::default() }).await;
+    let operator = Operator::of(&stack.ingest[0]);
+    let live = |report: &PartitionCatchUp| report.phase() == CatchUpPhase::Live;
+    operator.until(0, "is live", TIMEOUT, live).await;
+    let mut changes = operator.watch(Duration::from_millis(100)).await;
+    let mut heard = Vec::new();
+    let feed = Feed::new(&stack.kafka.client_config(), &stack.topic, 1, 1);
+    feed.send_sound(0, 7).await;
+    feed.log().await;
+    let end = async {
+        while heard.last().is_none_or(|last: &GetCatchUpResponse| {
+            last.partitions.first().and_then(|report| report.next_offset) != Some(7)
+        }) {
+            heard.push(changes.next().await);
+        }
+    };
+    tokio::time::timeout(TIMEOUT, end).await.expect("the last change comes");
+    assert!(heard.len() > 1, "at first how it is, then what became of it");
+    assert!(heard.windows(2).all(|two| two[0] != two[1]), "nothing is said twice: {heard:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

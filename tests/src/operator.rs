@@ -3,14 +3,28 @@ use crate::{Service, eventually};
 use dashstream_kit::grpc::channel_to;
 use dashstream_proto::ingest::v1::{
     CatchUpPhase, GetCatchUpRequest, GetCatchUpResponse, PartitionCatchUp, PausePartitionRequest, Resolution,
-    ResolveBlockedRequest, ResumePartitionRequest, ingest_service_client::IngestServiceClient,
+    ResolveBlockedRequest, ResumePartitionRequest, WatchCatchUpRequest, WatchCatchUpResponse,
+    ingest_service_client::IngestServiceClient,
 };
 use std::time::Duration;
-use tonic::{Status, transport::Channel};
+use tonic::{Status, Streaming, transport::Channel};
 
 /// Sends one replica what an operator would.
 #[derive(Clone, Debug)]
 pub struct Operator(IngestServiceClient<Channel>);
+
+/// What a replica tells who watches.
+#[derive(Debug)]
+pub struct Changes(Streaming<WatchCatchUpResponse>);
+
+impl Changes {
+    /// # Panics
+    /// When the replica ends the stream.
+    pub async fn next(&mut self) -> GetCatchUpResponse {
+        let change = self.0.message().await.expect("the stream goes on").expect("a change");
+        change.catch_up.unwrap_or_default()
+    }
+}
 
 impl Operator {
     /// # Panics
@@ -23,6 +37,16 @@ impl Operator {
     /// When the replica does not answer.
     pub async fn catch_up(&self) -> Result<GetCatchUpResponse, Status> {
         Ok(self.0.clone().get_catch_up(GetCatchUpRequest {}).await?.into_inner())
+    }
+
+    /// How far all partitions are, now and whenever that changes.
+    ///
+    /// # Panics
+    /// When the replica refuses.
+    pub async fn watch(&self, interval: Duration) -> Changes {
+        let request = WatchCatchUpRequest { interval_ms: interval.as_millis() as u32 };
+        let watched = self.0.clone().watch_catch_up(request).await.expect("the replica answers");
+        Changes(watched.into_inner())
     }
 
     /// How far one partition is.

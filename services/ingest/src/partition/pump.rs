@@ -305,22 +305,17 @@ impl<'a> Pump<'a> {
         let Some((at, resolution)) = wish.resolution.filter(|(at, _)| self.blocked == Some(*at)) else {
             return Ok(());
         };
-        self.blocked = None;
         self.parts().brake.release(self.partition());
         self.parts().owned.resolved(self.partition());
-        match resolution {
+        // The next life judges it again, and finds it pardoned or not: nothing else moves an offset.
+        let wanted = match resolution {
             Resolution::Skip => {
                 self.pipeline.pardoned = Some(at);
-                if self.packer.push_gap(at, at, GapReason::Skipped) {
-                    self.tally.skipped += 1;
-                }
-                self.close();
-                Ok(())
+                "passed over"
             }
-            Resolution::Retry | Resolution::Unspecified => {
-                Err(Cause::Asked.because(format!("an operator wants offset {at} judged again")))
-            }
-        }
+            Resolution::Retry | Resolution::Unspecified => "judged again",
+        };
+        Err(Cause::Asked.because(format!("an operator wants offset {at} {wanted}")))
     }
 
     /// Holds the partition while an operator or another partition's bad record wants it so.
