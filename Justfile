@@ -22,7 +22,7 @@ up *args:
 build:
     cargo build --workspace --locked --bins --tests
 
-# Install what the tests need and is not there: Redis, Java, Maven, a C++ compiler, Node; Kafka's jars; buf
+# Install what the tests need and is not there: Redis, Java, Maven, a C++ compiler, Perl, Node; Kafka's jars; buf
 [group('run')]
 setup:
     #!/usr/bin/env bash
@@ -39,6 +39,7 @@ setup:
         has gcc || echo gcc
         has g++ || echo g++
         has make || echo make
+        has perl || echo perl
         has npm || echo npm
         has openssl || echo openssl
     }

@@ -34,30 +34,37 @@ async fn assert_stored(stack: &Stack, log: &Log) {
     late.assert_received(log);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_emptied_again_and_again_under_load_is_filled_without_a_hole() {
-    let stack = Stack::start(Shape { partitions: 4, ..Shape::default() }).await;
-    let mut feed = Feed::new(&stack.kafka.client_config(), &stack.topic, 31, 50);
-    let over = AtomicBool::new(false);
-    let emptying = async {
-        for _ in 0..5 {
-            pause(Duration::from_millis(700)).await;
-            let mut connection = stack.redis.connection().await;
-            redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("redis answers");
-        }
+/// Produces and watches while `trouble` goes on, and demands that one who watched and one who comes later got all.
+async fn comes_through(stack: &Stack, seed: u64, trouble: impl Future<Output = ()>) {
+    let mut feed = Feed::new(&stack.kafka.client_config(), &stack.topic, seed, 50);
+    let (over, gateways) = (AtomicBool::new(false), gateways(stack));
+    let trouble = async {
+        trouble.await;
         over.store(true, Ordering::Relaxed);
     };
     let mut watcher = Watcher::new();
-    let gateways = gateways(&stack);
     let watching = watcher.until(&gateways, TIMEOUT, |_| over.load(Ordering::Relaxed));
-    let (mut sent, (), ()) = tokio::join!(produce(&mut feed, &over), emptying, watching);
+    let (mut sent, (), ()) = tokio::join!(produce(&mut feed, &over), trouble, watching);
     // A partition in which nothing is produced hears of its loss with the next record.
     feed.send(400).await;
     sent += 400;
     let log = feed.log().await;
     watcher.until(&gateways, TIMEOUT, |watcher| watcher.records() >= sent).await;
     watcher.assert_received(&log);
-    assert_stored(&stack, &log).await;
+    assert_stored(stack, &log).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_emptied_again_and_again_under_load_is_filled_without_a_hole() {
+    let stack = Stack::start(Shape { partitions: 4, ..Shape::default() }).await;
+    let emptying = async {
+        for _ in 0..5 {
+            pause(Duration::from_millis(700)).await;
+            let mut connection = stack.redis.connection().await;
+            redis::cmd("FLUSHALL").exec_async(&mut connection).await.expect("redis answers");
+        }
+    };
+    comes_through(&stack, 31, emptying).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,23 +100,12 @@ async fn a_failover_of_redis_under_load_leaves_no_hole() {
     let fleet = Sentinels::start().await;
     let settings = vec![(Kind::Replay, "REDIS_URL", fleet.url())];
     let stack = Stack::start(Shape { partitions: 4, settings, ..Shape::default() }).await;
-    let mut feed = Feed::new(&stack.kafka.client_config(), &stack.topic, 33, 50);
-    let (over, gateways) = (AtomicBool::new(false), gateways(&stack));
     let failing = async {
         pause(Duration::from_millis(500)).await;
         fleet.primary().kill();
         pause(Duration::from_secs(4)).await;
-        over.store(true, Ordering::Relaxed);
     };
-    let mut watcher = Watcher::new();
-    let watching = watcher.until(&gateways, TIMEOUT, |_| over.load(Ordering::Relaxed));
-    let (mut sent, (), ()) = tokio::join!(produce(&mut feed, &over), failing, watching);
-    feed.send(400).await;
-    sent += 400;
-    let log = feed.log().await;
-    watcher.until(&gateways, TIMEOUT, |watcher| watcher.records() >= sent).await;
-    watcher.assert_received(&log);
-    assert_stored(&stack, &log).await;
+    comes_through(&stack, 33, failing).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
