@@ -8,6 +8,7 @@ pub mod batch;
 pub mod catch_up;
 pub mod chain;
 pub mod codec;
+pub mod filter;
 pub mod frame;
 pub mod limits;
 pub mod position;
