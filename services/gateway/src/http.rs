@@ -1,13 +1,16 @@
 //! What browsers reach: the websocket, `/config` and the versions.
-use crate::{config::Config, metrics::Metrics, ws};
+use crate::{config::Config, metrics::Metrics, wire::Peer, ws};
 use axum::{
     Json, Router,
-    extract::{State, WebSocketUpgrade},
+    extract::{ConnectInfo, State, WebSocketUpgrade},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::get,
 };
-use dashstream_core::session::{Session, Terms};
+use dashstream_core::{
+    filter::Tenants,
+    session::{CloseReason, Session, Terms},
+};
 use dashstream_kit::tasks::Tasks;
 use serde_json::{Value, json};
 use std::sync::{
@@ -18,6 +21,10 @@ use tokio::sync::Semaphore;
 
 /// The websocket subprotocol that is spoken.
 pub const SUBPROTOCOL: &str = "dashstream.v2";
+/// What each connection holds to read into.
+const READ_BUFFER_BYTES: usize = 4 << 10;
+/// What each connection gathers before it writes.
+const WRITE_BUFFER_BYTES: usize = 16 << 10;
 
 /// What every request finds.
 #[derive(Clone, Debug)]
@@ -39,7 +46,11 @@ pub fn router(app: App) -> Router {
         .with_state(app)
 }
 
-async fn upgrade(State(app): State<App>, upgrade: WebSocketUpgrade) -> Response {
+async fn upgrade(
+    State(app): State<App>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
     if app.tasks.stop_token().is_cancelled() {
         app.metrics.refused("draining");
         return (StatusCode::SERVICE_UNAVAILABLE, "this replica is draining: connect to another\n")
@@ -55,7 +66,8 @@ async fn upgrade(State(app): State<App>, upgrade: WebSocketUpgrade) -> Response 
         .protocols([SUBPROTOCOL])
         .max_message_size(most)
         .max_frame_size(most)
-        .read_buffer_size(4 << 10);
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES);
     if upgrade.selected_protocol().is_none() {
         app.metrics.refused("protocol");
         let text = format!("Sec-WebSocket-Protocol is missing or unknown: expected {SUBPROTOCOL}\n");
@@ -65,10 +77,9 @@ async fn upgrade(State(app): State<App>, upgrade: WebSocketUpgrade) -> Response 
         let _place = place;
         let id = format!("{:08x}-{}", std::process::id(), app.sessions.fetch_add(1, Ordering::Relaxed));
         app.metrics.sessions.inc();
-        let session = Session::new(id.clone(), app.terms);
-        let run = ws::run(socket, session, app.ground);
-        let reason =
-            app.tasks.spawn("session", run).await.unwrap_or(dashstream_core::session::CloseReason::Error);
+        let session = Session::new(id.clone(), app.terms, Tenants::All);
+        let run = ws::run(socket, session, app.ground, peer.progress);
+        let reason = app.tasks.spawn("session", run).await.unwrap_or(CloseReason::Error);
         app.metrics.sessions.dec();
         app.metrics.disconnected(reason);
         tracing::debug!(session = id, reason = reason.label(), "session ended");
@@ -89,6 +100,8 @@ async fn config(State(app): State<App>) -> Json<Value> {
                 "meaning": "largest frame from the server" },
             "client_frame_bytes_max": { "value": limits.client_frame_bytes_max, "unit": "bytes",
                 "meaning": "largest frame from the client" },
+            "in_flight_bytes_max": { "value": limits.in_flight_bytes_max, "unit": "bytes",
+                "meaning": "most bytes on their way to a client that gives credit" },
             "sessions_max": { "value": app.config.sessions_max, "unit": "sessions",
                 "meaning": "sessions that one replica takes" },
         },

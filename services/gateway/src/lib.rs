@@ -1,15 +1,22 @@
 //! The gateway service: websockets for clients, queries for tools, one ring of recent records per partition.
 use dashstream_kit::{Kit, grpc as kit_grpc};
 use dashstream_proto::{DESCRIPTORS, gateway::v1::query_service_server::QueryServiceServer};
-use std::sync::Arc;
-use tokio::{net::TcpListener, sync::Semaphore};
+use std::sync::{Arc, atomic::AtomicU64};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
+mod active;
 pub mod config;
+pub mod flights;
 pub mod http;
 pub mod hub;
 pub mod metrics;
 pub mod query;
+pub mod replay;
 pub mod upstream;
+pub mod wire;
 pub mod ws;
 
 pub use config::Config;
@@ -21,8 +28,8 @@ pub use config::Config;
 pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit) -> anyhow::Result<()> {
     let metrics = metrics::Metrics::register(&kit.registry)?;
     let config = Arc::new(config);
-    let hub = hub::Hub::new(config.ring_bytes as usize);
-    let replay = upstream::Replay::new(&kit, &config, metrics.clone());
+    let hub = hub::Hub::new(config.budget());
+    let replay = replay::Replay::new(&kit, &config, metrics.clone());
     let feeds = upstream::Feeds {
         hub: hub.clone(),
         replay: replay.clone(),
@@ -37,8 +44,11 @@ pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit)
         hub,
         replay,
         metrics: metrics.clone(),
+        limits: Arc::new(watch::Sender::new(config.terms().limits)),
         send_timeout: config.send_timeout,
         heartbeat: config.heartbeat,
+        drain_window: config.drain_window,
+        left: Arc::new(AtomicU64::new(0)),
         stop: stop.clone(),
     };
     let app = http::App {
@@ -54,7 +64,8 @@ pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit)
     let queries = QueryServiceServer::new(query::Query { config });
     let queries = kit_grpc::serve(&kit, grpc, DESCRIPTORS, tonic::service::Routes::new(queries));
     let websockets = async {
-        let served = axum::serve(http, http::router(app).into_make_service());
+        let service = http::router(app).into_make_service_with_connect_info::<wire::Peer>();
+        let served = axum::serve(wire::Wires(http), service);
         Ok(served.with_graceful_shutdown(stop.cancelled_owned()).await?)
     };
     tokio::try_join!(websockets, queries)?;

@@ -14,6 +14,11 @@ pub struct Metrics {
     pub backfills: IntCounter,
     pub replay_reads: IntCounter,
     pub replay_failures: IntCounter,
+    pub shared_pages: IntCounter,
+    pub thread_reads: IntCounter,
+    pub page_bytes: IntGauge,
+    pub ring_bytes: IntGauge,
+    pub behind: IntCounter,
     disconnects: IntCounterVec,
     refused: IntCounterVec,
 }
@@ -64,6 +69,31 @@ impl Metrics {
                 registry,
                 "dashstream_gateway_replay_failures_total",
                 "Reads from replay that failed.",
+            )?,
+            shared_pages: counter(
+                registry,
+                "dashstream_gateway_shared_pages_total",
+                "Pages that sessions found in memory because another one had read them.",
+            )?,
+            thread_reads: counter(
+                registry,
+                "dashstream_gateway_thread_reads_total",
+                "Threads asked for in replay's directory, for filters by graph.",
+            )?,
+            page_bytes: gauge(
+                registry,
+                "dashstream_gateway_page_bytes",
+                "Bytes of pages read from replay that are kept in memory.",
+            )?,
+            ring_bytes: gauge(
+                registry,
+                "dashstream_gateway_ring_bytes",
+                "Bytes of recent records of all partitions in memory.",
+            )?,
+            behind: counter(
+                registry,
+                "dashstream_gateway_behind_total",
+                "Readers of one partition that fell out of memory and went on from replay.",
             )?,
             disconnects: counters(
                 registry,
