@@ -157,6 +157,18 @@ async fn expected_schemas_are_kept_for_all_replicas_in_the_predecessors_api() {
         request(&two, ("PUT", path), &[JSON, ("if-match", &tag)], br#"{"schema_id":"s-2"}"#).await.status,
         200
     );
+    refuses_bad_schemas(&one, path).await;
+    let removed = request(&one, ("DELETE", path), &[], b"").await;
+    assert_eq!((removed.status, get(&two, "/api/expected-schema").await), (200, json!([])));
+    let absent = request(&one, ("DELETE", path), &[], b"").await;
+    let expected = json!({ "error": "No expected schema to delete", "graph_name": "my graph" });
+    assert_eq!(
+        (absent.status, serde_json::from_slice::<Value>(&absent.body).expect("JSON")),
+        (404, expected)
+    );
+}
+
+async fn refuses_bad_schemas(address: &str, path: &str) {
     let long = json!({ "schema_id": "x".repeat(257) }).to_string();
     let huge = json!({ "schema_id": "x".repeat(70_000) }).to_string();
     for (why, headers, body, status) in [
@@ -167,17 +179,9 @@ async fn expected_schemas_are_kept_for_all_replicas_in_the_predecessors_api() {
         ("a long id", &[JSON], long.as_bytes(), 422),
         ("a huge body", &[JSON], huge.as_bytes(), 413),
     ] {
-        let answer = request(&one, ("PUT", path), headers, body).await;
+        let answer = request(address, ("PUT", path), headers, body).await;
         assert_eq!(answer.status, status, "{why}: {}", answer.text());
     }
-    let removed = request(&one, ("DELETE", path), &[], b"").await;
-    assert_eq!((removed.status, get(&two, "/api/expected-schema").await), (200, json!([])));
-    let absent = request(&one, ("DELETE", path), &[], b"").await;
-    let expected = json!({ "error": "No expected schema to delete", "graph_name": "my graph" });
-    assert_eq!(
-        (absent.status, serde_json::from_slice::<Value>(&absent.body).expect("JSON")),
-        (404, expected)
-    );
 }
 
 /// A call of gRPC-Web as browsers make it.
