@@ -157,7 +157,7 @@ async fn expected_schemas_are_kept_for_all_replicas_in_the_predecessors_api() {
         request(&two, ("PUT", path), &[JSON, ("if-match", &tag)], br#"{"schema_id":"s-2"}"#).await.status,
         200
     );
-    bad_schemas_are_refused(&one, path).await;
+    refuses_bad_schemas(&one, path).await;
     let removed = request(&one, ("DELETE", path), &[], b"").await;
     assert_eq!((removed.status, get(&two, "/api/expected-schema").await), (200, json!([])));
     let absent = request(&one, ("DELETE", path), &[], b"").await;
@@ -168,7 +168,7 @@ async fn expected_schemas_are_kept_for_all_replicas_in_the_predecessors_api() {
     );
 }
 
-async fn bad_schemas_are_refused(one: &str, path: &str) {
+async fn refuses_bad_schemas(address: &str, path: &str) {
     let long = json!({ "schema_id": "x".repeat(257) }).to_string();
     let huge = json!({ "schema_id": "x".repeat(70_000) }).to_string();
     for (why, headers, body, status) in [
@@ -179,7 +179,7 @@ async fn bad_schemas_are_refused(one: &str, path: &str) {
         ("a long id", &[JSON], long.as_bytes(), 422),
         ("a huge body", &[JSON], huge.as_bytes(), 413),
     ] {
-        let answer = request(one, ("PUT", path), headers, body).await;
+        let answer = request(address, ("PUT", path), headers, body).await;
         assert_eq!(answer.status, status, "{why}: {}", answer.text());
     }
 }

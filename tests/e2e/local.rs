@@ -15,6 +15,9 @@ async fn local_mode_shows_runs_that_tail_follows_and_proves() {
         format: tail::Format::Counts,
         count: 100,
         until_caught_up: false,
+        tenant: Vec::new(),
+        thread: Vec::new(),
+        graph: Vec::new(),
     };
     let followed = tokio::time::timeout(Duration::from_secs(60), tail::run(config, CancellationToken::new()));
     let totals = followed.await.expect("runs flow within a minute").expect("nothing breaks the chain");

@@ -27,6 +27,7 @@ use tokio_tungstenite::{
 use tonic::{Code, Request, Status, transport::Channel};
 
 mod issuer;
+mod sessions;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 const CANARY: &str = "canary-of-b";

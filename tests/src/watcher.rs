@@ -105,8 +105,14 @@ impl Watcher {
             Event::Gap(gap) => self.gaps.push(gap),
             Event::Stale(stale) => bail!("stale: {stale:?}"),
             Event::Error(error) => bail!("refused: {error:?}"),
-            Event::Closed | Event::GoingAway => bail!("the gateway ended the session"),
-            Event::CaughtUp(_) | Event::Partitions(_) | Event::Notice(_) | Event::Pong => {}
+            Event::Closed => bail!("the gateway ended the session"),
+            Event::CaughtUp(_)
+            | Event::Partitions(_)
+            | Event::Notice(_)
+            | Event::GoingAway(_)
+            | Event::Skipped(_)
+            | Event::State(_)
+            | Event::Pong => {}
         }
         Ok(())
     }

@@ -15,6 +15,10 @@ use prost::{
     encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint},
 };
 
+mod select;
+
+pub use select::{Selected, check_selected, select};
+
 const RECORDS_FIELD: u32 = 1;
 const OFFSET_FIELD: u32 = 1;
 const PAYLOAD_FIELD: u32 = 8;
@@ -354,12 +358,12 @@ pub fn split(batch: &Batch, run_bytes_max: usize, payload_bytes_max: usize) -> R
     let mut pieces = Vec::new();
     let mut rest = batch.records.clone();
     let mut run: Option<Batch> = None;
-    let mut link = batch.prev_offset;
     while !rest.is_empty() {
         let here = rest.clone();
         let record =
             Record::decode(take_entry(&mut rest)?).map_err(|error| Malformed::Records(error.to_string()))?;
         let len = here.len() - rest.len();
+        let link = record.prev_offset;
         let too_large = record.payload.len() > payload_bytes_max;
         if let Some(open) = &run
             && (too_large || open.records.len() + len > run_bytes_max)
@@ -385,7 +389,6 @@ pub fn split(batch: &Batch, run_bytes_max: usize, payload_bytes_max: usize) -> R
             open.last_offset = record.offset;
             open.record_count += 1;
         }
-        link = Some(record.offset);
     }
     pieces.extend(run.map(Piece::Run));
     Ok(pieces)

@@ -4,8 +4,8 @@ use crate::{
     position::{Epoch, Link, Offset, OutOfRange, Step, step},
 };
 use dashstream_proto::{
-    log::v1::{Cursor, Gap, Record},
-    session::v1::{CaughtUp, GapFrame, Notice, RecordsFrame},
+    log::v1::{Batch, Cursor, Gap, Record},
+    session::v1::{CaughtUp, GapFrame, Notice, RecordsFrame, SkippedFrame},
 };
 use std::collections::BTreeMap;
 
@@ -16,8 +16,10 @@ pub enum Broken {
     Link { partition: i32, link: Option<u64>, at: Option<u64> },
     #[error("partition {partition}: a frame of epoch {got} where the cursor's is {expected}")]
     Epoch { partition: i32, got: u64, expected: u64 },
-    #[error("partition {partition}: the frame ends at {through}, before its last record at {last}")]
+    #[error("partition {partition}: the frame ends at {through}, and its last record is at {last}")]
     Through { partition: i32, through: u64, last: u64 },
+    #[error("partition {partition}: records were left out before {through}, where none may be")]
+    Filtered { partition: i32, through: u64 },
     #[error("the frame lacks its {0}")]
     Absent(&'static str),
     #[error(transparent)]
@@ -30,6 +32,8 @@ pub enum Broken {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chain {
     cursors: BTreeMap<i32, (Epoch, Link)>,
+    /// What the client did not ask for, or may not read, is left out.
+    filtered: bool,
 }
 
 impl Chain {
@@ -44,6 +48,11 @@ impl Chain {
             chain.cursors.insert(cursor.partition, (Epoch::new(cursor.epoch), link));
         }
         Ok(chain)
+    }
+
+    /// Whether records may be left out. If not, a frame that leaves any out breaks the chain.
+    pub fn expect_filtered(&mut self, filtered: bool) {
+        self.filtered = filtered;
     }
 
     /// Where to resume.
@@ -64,8 +73,14 @@ impl Chain {
     /// [`Broken`]; then nothing was taken.
     pub fn records(&mut self, frame: &RecordsFrame) -> Result<Vec<Record>, Broken> {
         let batch = frame.batch.as_ref().ok_or(Broken::Absent("batch"))?;
-        batch::check(batch)?;
         let through = Offset::new(frame.through)?;
+        if frame.filtered {
+            self.may_leave_out(batch.partition, through)?;
+            batch::check_selected(batch)?;
+        } else {
+            batch::check(batch)?;
+            is_whole(frame, batch)?;
+        }
         if through.get() < batch.last_offset {
             return Err(Broken::Through {
                 partition: batch.partition,
@@ -76,6 +91,20 @@ impl Chain {
         let first = Offset::new(batch.first_offset)?;
         self.advance(batch.partition, batch.epoch, frame.prev_offset, first, through)?;
         Ok(batch::records(batch).collect::<Result<_, _>>()?)
+    }
+
+    /// Takes a span of which nothing was for this client.
+    ///
+    /// # Errors
+    /// [`Broken`] when it does not begin at the cursor, or nothing may be left out; then nothing was taken.
+    pub fn skipped(&mut self, frame: &SkippedFrame) -> Result<(), Broken> {
+        let through = Offset::new(frame.through)?;
+        self.may_leave_out(frame.partition, through)?;
+        self.advance(frame.partition, frame.epoch, frame.prev_offset, through, through)
+    }
+
+    fn may_leave_out(&self, partition: i32, through: Offset) -> Result<(), Broken> {
+        if self.filtered { Ok(()) } else { Err(Broken::Filtered { partition, through: through.get() }) }
     }
 
     /// Takes a declared gap.
@@ -146,14 +175,54 @@ impl Chain {
     }
 }
 
+/// A frame that leaves nothing out spans exactly its batch.
+fn is_whole(frame: &RecordsFrame, batch: &Batch) -> Result<(), Broken> {
+    let (partition, through, last) = (batch.partition, frame.through, batch.last_offset);
+    if frame.prev_offset != batch.prev_offset {
+        return Err(Broken::Link { partition, link: frame.prev_offset, at: batch.prev_offset });
+    }
+    if through > last { Err(Broken::Through { partition, through, last }) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::batch::tests::batch;
-    use dashstream_proto::log::v1::Batch;
 
     fn frame(batch: Batch) -> RecordsFrame {
-        RecordsFrame { prev_offset: batch.prev_offset, through: batch.last_offset, batch: Some(batch) }
+        RecordsFrame {
+            prev_offset: batch.prev_offset,
+            through: batch.last_offset,
+            batch: Some(batch),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_is_proved_by_the_frame_and_only_where_it_may_be() {
+        let part = RecordsFrame {
+            prev_offset: Some(4),
+            through: 9,
+            batch: Some(batch(1, Some(6), &[7])),
+            filtered: true,
+            ..Default::default()
+        };
+        let skipped = SkippedFrame { epoch: 1, partition: 0, prev_offset: Some(9), through: 20 };
+        let mut strict = Chain::resume(&[Cursor { epoch: 1, partition: 0, offset: Some(4) }]).unwrap();
+        let mut chain = strict.clone();
+        assert_eq!(strict.records(&part).unwrap_err(), Broken::Filtered { partition: 0, through: 9 });
+        let early = SkippedFrame { prev_offset: Some(4), ..skipped };
+        assert_eq!(strict.skipped(&early).unwrap_err(), Broken::Filtered { partition: 0, through: 20 });
+        let lies = RecordsFrame { filtered: false, ..part.clone() };
+        assert!(strict.records(&lies).is_err(), "a batch that does not begin at the frame's link");
+
+        chain.expect_filtered(true);
+        assert_eq!(chain.records(&part).unwrap().len(), 1);
+        assert!(chain.skipped(&SkippedFrame { prev_offset: Some(10), ..skipped }).is_err(), "a loss");
+        assert!(chain.skipped(&SkippedFrame { epoch: 2, ..skipped }).is_err());
+        chain.skipped(&skipped).unwrap();
+        assert_eq!(chain.cursors()[0].offset, Some(20));
+        assert!(chain.skipped(&skipped).is_err(), "a repeat");
     }
 
     #[test]

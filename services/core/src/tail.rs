@@ -7,6 +7,7 @@ use crate::{
     batch::{Span, cut_after},
     position::{Epoch, Link, Step, step},
     ring::Ring,
+    slot::Stamp,
 };
 use dashstream_proto::log::v1::Batch;
 use std::collections::VecDeque;
@@ -81,14 +82,21 @@ impl Tail {
         self.durable
     }
 
-    pub fn on(&mut self, input: Input) -> Output {
+    /// Bounds the ring, and what waits for a fetch, to other bytes.
+    pub fn bound(&mut self, bytes_max: usize) {
+        self.ring.bound(bytes_max);
+        self.waiting_bytes_max = bytes_max;
+    }
+
+    /// Takes what was heard. Frames that are made of it carry `stamp`.
+    pub fn on(&mut self, input: Input, stamp: Stamp) -> Output {
         let (end_before, epoch_before) = (self.ring.end(), self.epoch);
         match input {
             Input::Live(batch) => {
                 if self.enter(Epoch::new(batch.epoch), batch.link()) {
                     self.durable = self.durable.max(Some(batch.last()));
                     self.wait(batch);
-                    self.splice();
+                    self.splice(stamp);
                 }
             }
             Input::Heartbeat { epoch, durable } => {
@@ -100,8 +108,8 @@ impl Tail {
                 self.fetching = false;
                 if self.enter(epoch, end) {
                     self.durable = self.durable.max(end);
-                    self.take_page(batches);
-                    self.splice();
+                    self.take_page(batches, Stamp { from_replay: true, ..stamp });
+                    self.splice(stamp);
                 }
                 if (self.ring.end(), self.epoch) == (end_before, epoch_before) {
                     return Output::Nothing; // replay is behind the owner: ask again at the next tick
@@ -111,7 +119,7 @@ impl Tail {
                 if self.enter(epoch, last) && last > self.ring.end() {
                     self.ring.rebase(last);
                     self.durable = self.durable.max(last);
-                    self.splice();
+                    self.splice(stamp);
                 }
             }
             Input::Stale { epoch, end } => {
@@ -178,12 +186,12 @@ impl Tail {
     }
 
     /// Moves into the ring what has become adjacent to it.
-    fn splice(&mut self) {
+    fn splice(&mut self, stamp: Stamp) {
         while let Some(batch) = self.waiting.front() {
             if step(self.ring.end(), batch.link(), batch.first()) == Step::Adjacent || self.overlaps(batch) {
                 let Some(batch) = self.waiting.pop_front() else { return };
                 self.waiting_bytes -= batch.records.len();
-                self.push(&batch);
+                self.push(&batch, stamp);
             } else {
                 return;
             }
@@ -194,16 +202,16 @@ impl Tail {
         step(self.ring.end(), batch.link(), batch.first()) == Step::Overlaps
     }
 
-    fn take_page(&mut self, batches: Vec<Batch>) {
+    fn take_page(&mut self, batches: Vec<Batch>, stamp: Stamp) {
         for batch in &batches {
-            self.push(batch);
+            self.push(batch, stamp);
         }
     }
 
-    fn push(&mut self, batch: &Batch) {
+    fn push(&mut self, batch: &Batch, stamp: Stamp) {
         if let Ok(Some(rest)) = cut_after(batch, self.ring.end()) {
             // What is not adjacent is left to the next fetch.
-            let _taken: bool = self.ring.push(rest);
+            let _taken: bool = self.ring.push(rest, stamp);
         }
     }
 }

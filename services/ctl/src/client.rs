@@ -3,10 +3,11 @@ use anyhow::{Context, bail};
 use dashstream_core::chain::Chain;
 use dashstream_kit::config::Secret;
 use dashstream_proto::{
-    log::v1::{Gap, Record},
+    log::v1::{Batch, Cursor, Gap, Record},
     session::v1::{
-        CaughtUp, ClientFrame, Error, Hello, Limits, Notice, NoticeCode, Partitions, ServerFrame, StaleFrame,
-        StartPolicy, Subscribe, Welcome, client_frame, server_frame::Frame,
+        CaughtUp, ClientFrame, Credit, Error, Filter, GoingAway, Hello, Limits, Notice, NoticeCode,
+        Partitions, RecordsFrame, ServerFrame, StaleFrame, StartPolicy, StateFrame, Subscribe, Welcome,
+        client_frame, server_frame::Frame,
     },
 };
 use futures_util::{SinkExt, StreamExt};
@@ -38,16 +39,55 @@ pub fn bearer(token: &Secret) -> anyhow::Result<HeaderValue> {
 /// What the server sent, proved.
 #[derive(Clone, Debug)]
 pub enum Event {
-    Records { partition: i32, epoch: u64, bytes: usize, records: Vec<Record> },
+    Records {
+        partition: i32,
+        epoch: u64,
+        bytes: usize,
+        records: Vec<Record>,
+        made: Made,
+    },
+    /// Nothing up to here was for this session.
+    Skipped(Cursor),
+    /// A running thread's whole state, outside of the chain.
+    State(StateFrame),
     Gap(Gap),
     Stale(StaleFrame),
     CaughtUp(CaughtUp),
     Partitions(Partitions),
     Notice(Notice),
     Error(Error),
-    GoingAway,
+    GoingAway(GoingAway),
     Pong,
     Closed,
+}
+
+/// What a frame of records says of its age.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    /// Kafka's high watermark then.
+    pub high_watermark: Option<u64>,
+    /// When the gateway made it, milliseconds since 1970.
+    pub made_ms: Option<i64>,
+    /// When ingest packed its batch, and when replay stored it, milliseconds since 1970.
+    pub ingested_ms: Option<i64>,
+    pub stored_ms: Option<i64>,
+    pub from_replay: bool,
+}
+
+/// What a session asks for.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    pub start: StartPolicy,
+    /// With `StartPolicy::Time`, milliseconds since 1970; 0 otherwise.
+    pub start_time_ms: i64,
+    /// None for all that may be read.
+    pub filter: Option<Filter>,
+}
+
+impl From<StartPolicy> for Ask {
+    fn from(start: StartPolicy) -> Self {
+        Self { start, ..Self::default() }
+    }
 }
 
 /// A session. Its cursors outlive it: hand the chain to the next one.
@@ -56,6 +96,8 @@ pub struct Client {
     socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     chain: Chain,
     welcome: Welcome,
+    /// Bytes of frames taken that credit is not given back for yet.
+    owed: u64,
 }
 
 impl Client {
@@ -88,7 +130,7 @@ impl Client {
         let (socket, _) = connect_async_with_config(request, Some(config), true)
             .await
             .with_context(|| format!("connect to {url}"))?;
-        let mut client = Self { socket, chain, welcome: Welcome::default() };
+        let mut client = Self { socket, chain, welcome: Welcome::default(), owed: 0 };
         let name = concat!("dashstream/", env!("CARGO_PKG_VERSION")).to_owned();
         let hello = Hello { client: name, limits: Some(limits), token: String::new() };
         client.send(client_frame::Frame::Hello(hello)).await?;
@@ -115,14 +157,27 @@ impl Client {
         self.chain
     }
 
-    /// Starts the delivery: behind the cursors, and at `start` where there is none.
+    /// Starts the delivery: behind the cursors, and where it is asked where there is none.
     ///
     /// # Errors
     /// When the connection is gone.
-    pub async fn subscribe(&mut self, start: StartPolicy) -> anyhow::Result<()> {
+    pub async fn subscribe(&mut self, ask: impl Into<Ask>) -> anyhow::Result<()> {
+        let Ask { start, start_time_ms, filter } = ask.into();
+        let everything = self.welcome.access.as_ref().is_some_and(|access| access.all_tenants);
+        let whole = everything && filter.is_none() && start != StartPolicy::Active;
+        self.chain.expect_filtered(!whole);
         let cursors = self.chain.cursors();
-        let subscribe = Subscribe { request_id: 1, cursors, start: start.into(), filter: None };
+        let subscribe = Subscribe { request_id: 1, cursors, start: start.into(), filter, start_time_ms };
         self.send(client_frame::Frame::Subscribe(subscribe)).await
+    }
+
+    /// Gives credit back for the frames taken since the last time.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn give_credit(&mut self) -> anyhow::Result<()> {
+        let bytes = std::mem::take(&mut self.owed);
+        self.send(client_frame::Frame::Credit(Credit { bytes })).await
     }
 
     /// Sends any frame.
@@ -157,14 +212,16 @@ impl Client {
         Ok(match frame {
             Frame::Records(frame) => {
                 let records = self.chain.records(&frame)?;
-                let batch = frame.batch.unwrap_or_default();
-                Event::Records {
-                    partition: batch.partition,
-                    epoch: batch.epoch,
-                    bytes: batch.records.len(),
-                    records,
-                }
+                let made = made(&frame);
+                let Batch { partition, epoch, records: packed, .. } = frame.batch.unwrap_or_default();
+                Event::Records { partition, epoch, bytes: packed.len(), records, made }
             }
+            Frame::Skipped(frame) => {
+                self.chain.skipped(&frame)?;
+                let (epoch, partition, offset) = (frame.epoch, frame.partition, Some(frame.through));
+                Event::Skipped(Cursor { epoch, partition, offset })
+            }
+            Frame::State(state) => Event::State(state),
             Frame::Gap(frame) => Event::Gap(self.chain.gap(&frame)?),
             Frame::Stale(stale) => {
                 if let Some(cursor) = &stale.cursor {
@@ -184,7 +241,7 @@ impl Client {
             }
             Frame::Partitions(partitions) => Event::Partitions(partitions),
             Frame::Error(error) => Event::Error(error),
-            Frame::GoingAway(_) => Event::GoingAway,
+            Frame::GoingAway(away) => Event::GoingAway(away),
             Frame::Pong(_) => Event::Pong,
             Frame::Welcome(_) => bail!("a second welcome"),
         })
@@ -194,8 +251,13 @@ impl Client {
         loop {
             match self.socket.next().await {
                 Some(Ok(Message::Binary(bytes))) => {
+                    let len = bytes.len() as u64;
                     let frame = ServerFrame::decode(bytes).context("decode a frame of the gateway")?;
-                    return Ok(Some(frame.frame.context("a frame without a member")?));
+                    let frame = frame.frame.context("a frame without a member")?;
+                    if matches!(frame, Frame::Records(_) | Frame::Gap(_) | Frame::State(_)) {
+                        self.owed += len;
+                    }
+                    return Ok(Some(frame));
                 }
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
                 Some(Ok(Message::Close(frame))) => {
@@ -208,5 +270,16 @@ impl Client {
                 None => return Ok(None),
             }
         }
+    }
+}
+
+fn made(frame: &RecordsFrame) -> Made {
+    let batch = frame.batch.as_ref();
+    Made {
+        high_watermark: frame.high_watermark,
+        made_ms: frame.made_ms,
+        ingested_ms: batch.and_then(|batch| batch.ingested_ms),
+        stored_ms: batch.and_then(|batch| batch.stored_ms),
+        from_replay: frame.from_replay,
     }
 }

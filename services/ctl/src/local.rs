@@ -200,6 +200,8 @@ impl Settings {
                 format!("--ingest-targets={ingest}"),
                 format!("--replay-targets={replay}"),
                 format!("--stream={}", config.kafka_topic),
+                // There is nowhere else to go.
+                "--drain-window=200ms".to_owned(),
             ],
         }
     }
@@ -326,8 +328,14 @@ async fn follow(
         chain.clone_from(client.chain());
         match event? {
             Event::Records { records, .. } => records.iter().for_each(|record| show(record, runs)),
-            Event::Closed | Event::GoingAway | Event::Error(_) | Event::Stale(_) => return Ok(()),
-            Event::Gap(_) | Event::CaughtUp(_) | Event::Partitions(_) | Event::Notice(_) | Event::Pong => {}
+            Event::Closed | Event::GoingAway(_) | Event::Error(_) | Event::Stale(_) => return Ok(()),
+            Event::Gap(_)
+            | Event::CaughtUp(_)
+            | Event::Partitions(_)
+            | Event::Notice(_)
+            | Event::Skipped(_)
+            | Event::State(_)
+            | Event::Pong => {}
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `dashstream tail`: follows the stream, proves that nothing is missing, and resumes after a cut.
 use crate::{
-    client::{Client, Event},
+    client::{Ask, Client, Event},
     output::{say, say_all},
 };
 use anyhow::bail;
@@ -9,7 +9,7 @@ use dashstream_core::{backoff::Backoff, chain::Chain};
 use dashstream_kit::config::Secret;
 use dashstream_proto::{
     log::v1::{GapReason, Record, RecordKind},
-    session::v1::{Limits, StartPolicy},
+    session::v1::{Filter, Limits, StartPolicy},
 };
 use std::{
     collections::BTreeSet,
@@ -27,6 +27,8 @@ pub enum Start {
     Earliest,
     /// Only what comes now.
     Latest,
+    /// Each running thread from its newest whole state, then everything.
+    Active,
 }
 
 /// What to print.
@@ -56,6 +58,18 @@ pub struct Config {
     #[arg(long, value_enum, default_value = "latest")]
     pub from: Start,
 
+    /// Only records of these tenants, comma-separated.
+    #[arg(long, value_delimiter = ',')]
+    pub tenant: Vec<String>,
+
+    /// Only records that concern these threads, comma-separated.
+    #[arg(long, value_delimiter = ',')]
+    pub thread: Vec<String>,
+
+    /// Only threads of these graphs, comma-separated.
+    #[arg(long, value_delimiter = ',')]
+    pub graph: Vec<String>,
+
     /// What to print.
     #[arg(long, value_enum, default_value = "lines")]
     pub format: Format,
@@ -67,6 +81,19 @@ pub struct Config {
     /// Stop when every partition has been delivered up to its end.
     #[arg(long)]
     pub until_caught_up: bool,
+}
+
+impl Config {
+    /// `None` when everything is wanted.
+    fn filter(&self) -> Option<Filter> {
+        let filter = Filter {
+            tenant_ids: self.tenant.clone(),
+            thread_ids: self.thread.clone(),
+            graph_names: self.graph.clone(),
+            ..Filter::default()
+        };
+        Some(filter).filter(|filter| *filter != Filter::default())
+    }
 }
 
 /// What came so far.
@@ -138,8 +165,9 @@ impl Tail {
             _ if self.totals.sessions > 1 => StartPolicy::Earliest,
             Start::Earliest => StartPolicy::Earliest,
             Start::Latest => StartPolicy::Latest,
+            Start::Active => StartPolicy::Active,
         };
-        client.subscribe(start).await?;
+        client.subscribe(Ask { filter: self.config.filter(), ..start.into() }).await?;
         self.caught_up.clear();
         loop {
             let event = client.next().await;
@@ -154,7 +182,7 @@ impl Tail {
     /// Takes an event. `Some` when the session is over, true when there is nothing more to do.
     fn take(&mut self, event: Event) -> anyhow::Result<Option<bool>> {
         match event {
-            Event::Records { partition, epoch, bytes, records } => {
+            Event::Records { partition, epoch, bytes, records, .. } => {
                 self.first_record.get_or_insert_with(Instant::now);
                 self.totals.bytes += bytes as u64;
                 self.totals.records += records.len() as u64;
@@ -189,8 +217,10 @@ impl Tail {
             }
             Event::Error(error) if error.fatal => bail!("the gateway ended the session: {}", error.message),
             Event::Error(error) => bail!("the gateway refused: {}", error.message),
-            Event::GoingAway | Event::Closed => return Ok(Some(false)),
-            Event::Pong => {}
+            // Served until its slot is up; then the gateway closes.
+            Event::GoingAway(_) | Event::Skipped(_) | Event::Pong => {}
+            Event::State(state) => self.print(state.partition, state.epoch, state.record.as_slice()),
+            Event::Closed => return Ok(Some(false)),
         }
         let enough = self.config.count > 0 && self.totals.records >= self.config.count;
         let at_end = !self.partitions.is_empty() && self.partitions.is_subset(&self.caught_up);

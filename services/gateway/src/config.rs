@@ -1,5 +1,5 @@
 //! Settings of the gateway service.
-use crate::{addresses::Proxies, admission, auth::config::Auth, origins::Origins};
+use crate::{addresses::Proxies, admission, auth::config::Auth, hub::Budget, origins::Origins};
 use dashstream_core::{limits::Limits, session::Terms};
 use dashstream_kit::config::{Targets, byte_size, duration};
 use std::{net::SocketAddr, time::Duration};
@@ -32,7 +32,17 @@ pub struct Config {
     #[arg(long, env = "GATEWAY_RING_BYTES", default_value = "16MiB", value_parser = byte_size)]
     pub ring_bytes: u64,
 
-    /// How long a client may take to receive what was sent before it is disconnected.
+    /// Most bytes of recent records kept in memory for all partitions together; those in which something happens
+    /// share it equally. What filters leave of them may take as much again.
+    #[arg(long, env = "GATEWAY_RINGS_BYTES", default_value = "256MiB", value_parser = byte_size)]
+    pub rings_bytes: u64,
+
+    /// Most bytes of older records kept in memory after they were read from replay, for others who read the same.
+    #[arg(long, env = "GATEWAY_PAGES_BYTES", default_value = "64MiB", value_parser = byte_size)]
+    pub pages_bytes: u64,
+
+    /// How long a client may take nothing of what is sent before it is disconnected. One that takes little at a time
+    /// stays.
     #[arg(long, env = "GATEWAY_SEND_TIMEOUT", default_value = "5s", value_parser = duration)]
     pub send_timeout: Duration,
 
@@ -40,10 +50,15 @@ pub struct Config {
     #[arg(long, env = "GATEWAY_HELLO_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub hello_timeout: Duration,
 
-    /// A client hears something at least this often. One that answers nothing for three times as long, while
-    /// nothing could be sent either, is gone.
+    /// A client hears something, and is pinged, at least this often. One that answers no ping for three times as
+    /// long, and takes nothing either, is gone.
     #[arg(long, env = "GATEWAY_HEARTBEAT", default_value = "10s", value_parser = duration)]
     pub heartbeat: Duration,
+
+    /// Time over which clients are sent elsewhere when this replica stops. Keep it below DRAIN_TIMEOUT by more than
+    /// GATEWAY_SEND_TIMEOUT.
+    #[arg(long, env = "GATEWAY_DRAIN_WINDOW", default_value = "10s", value_parser = duration)]
+    pub drain_window: Duration,
 
     #[command(flatten)]
     pub auth: Auth,
@@ -87,9 +102,18 @@ pub struct Config {
     /// Largest frame from a client, bytes.
     #[arg(long, env = "GATEWAY_CLIENT_FRAME_BYTES_MAX", default_value = "1MiB", value_parser = byte_size)]
     pub client_frame_bytes_max: u64,
+
+    /// Most bytes on their way to a client that gives credit for them.
+    #[arg(long, env = "GATEWAY_IN_FLIGHT_BYTES_MAX", default_value = "4MiB", value_parser = byte_size)]
+    pub in_flight_bytes_max: u64,
 }
 
 impl Config {
+    /// What rings may take.
+    pub fn budget(&self) -> Budget {
+        Budget { ring: self.ring_bytes as usize, rings: self.rings_bytes as usize }
+    }
+
     /// How many sessions there may be.
     pub fn admission(&self) -> admission::Limits {
         admission::Limits {
@@ -109,6 +133,7 @@ impl Config {
                 record_bytes_max: size(self.record_bytes_max),
                 frame_bytes_max: size(self.frame_bytes_max),
                 client_frame_bytes_max: size(self.client_frame_bytes_max),
+                in_flight_bytes_max: self.in_flight_bytes_max,
             },
             heartbeat: self.heartbeat,
             hello_timeout: self.hello_timeout,

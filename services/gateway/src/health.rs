@@ -1,7 +1,7 @@
 //! How it goes, in the predecessor's shape. Counts are those of `/metrics`, looked at each second, so that what is
 //! said of now is about the last two minutes and not about the life of the process. What this process can't know is
 //! null, never a number that looks well.
-use crate::{fleet::Fleet, metrics::Metrics, upstream::Replay};
+use crate::{fleet::Fleet, metrics::Metrics, replay::Replay};
 use dashstream_core::session::CloseReason;
 use dashstream_proto::{gateway::v1::GetCatchUpResponse, replay::v1 as replay};
 use serde_json::{Value, json};
@@ -137,7 +137,7 @@ impl Health {
         let mut state = self.state();
         let counts = Counts {
             records: metrics.live_records.get(),
-            failures: metrics.replay_failures.get(),
+            failures: metrics.reads.failures.get(),
             send_timeouts: metrics.disconnects(CloseReason::SendTimeout),
             decode_errors: state.decode_errors.map_or(0, |errors| errors.new),
         };
@@ -185,7 +185,7 @@ impl Health {
             "metrics": {
                 "kafka_messages_received": metrics.live_records.get(),
                 "kafka_errors": state.decode_errors.map(|errors| errors.new + errors.old),
-                "infrastructure_errors": metrics.replay_failures.get(),
+                "infrastructure_errors": metrics.reads.failures.get(),
                 "connected_clients": clients,
                 "uptime_seconds": self.0.begun.elapsed().as_secs(),
                 "last_kafka_message_ago_seconds": seconds(state.last_record),
@@ -226,7 +226,7 @@ fn replay_buffer(metrics: &Metrics, retention: &Value) -> Value {
     json!({
         "redis_enabled": true,
         "memory_hits": null,
-        "redis_hits": metrics.replay_reads.get().saturating_sub(metrics.replay_failures.get()),
+        "redis_hits": metrics.reads.pages.get().saturating_sub(metrics.reads.failures.get()),
         "redis_misses": null,
         "redis_write_dropped": null,
         "redis_write_failures": null,

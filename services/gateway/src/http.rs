@@ -9,11 +9,12 @@ use crate::{
     query::Query,
     schemas, upgrade,
     viewers::Viewers,
+    wire::Peer,
     ws,
 };
 use axum::{
     Router,
-    extract::{ConnectInfo, DefaultBodyLimit, Request, State},
+    extract::{DefaultBodyLimit, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
@@ -23,7 +24,7 @@ use dashstream_core::session::Terms;
 use dashstream_kit::{ops::Readiness, tasks::Tasks};
 use dashstream_proto::gateway::v1::query_service_server::QueryServiceServer;
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -90,7 +91,7 @@ async fn receive(State(app): State<App>, mut request: Request, next: Next) -> Re
         app.metrics.refused_call("origin");
         return refuse(StatusCode::FORBIDDEN, "origin", text, None);
     }
-    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
+    let peer = request.extensions().get::<Peer>().map(|peer| peer.address.ip());
     let Some(peer) = peer else {
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, "peer", "the request has no peer", None);
     };

@@ -6,6 +6,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use dashstream_core::{filter::FILTER_VALUES_MAX, session::CURSORS_MAX};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
@@ -46,6 +47,10 @@ fn granted(app: &App) -> Value {
                 "largest record payload that is sent; a larger one becomes a notice"),
             "frame_bytes_max": limit(limits.frame_bytes_max, "bytes", "largest frame from the server"),
             "client_frame_bytes_max": limit(limits.client_frame_bytes_max, "bytes", "largest frame from the client"),
+            "in_flight_bytes_max": limit(limits.in_flight_bytes_max, "bytes",
+                "most bytes on their way to a client that gives credit"),
+            "filter_values_max": limit(FILTER_VALUES_MAX, "values", "values of all lists of one filter together"),
+            "cursors_max": limit(CURSORS_MAX, "cursors", "cursors that one subscribe may name"),
             "request_body_bytes_max": limit(BODY_BYTES_MAX, "bytes", "largest body of an HTTP request or a query"),
             "sessions_max": limit(config.sessions_max, "sessions", "sessions that one replica takes"),
             "sessions_per_address_max": limit(config.sessions_per_address_max, "sessions",
@@ -66,6 +71,7 @@ fn granted(app: &App) -> Value {
         "hello_timeout_ms": millis(app.terms.hello_timeout),
         "handshake_timeout_ms": millis(config.handshake_timeout),
         "send_timeout_ms": millis(config.send_timeout),
+        "drain_window_ms": millis(config.drain_window),
     })
 }
 

@@ -1,14 +1,16 @@
 //! The gateway service: websockets for clients, queries for tools, one ring of recent records per partition.
 use dashstream_kit::{Kit, grpc as kit_grpc, grpc::Callers};
 use dashstream_proto::{DESCRIPTORS, gateway::v1::query_service_server::QueryServiceServer};
-use std::sync::Arc;
-use tokio::net::TcpListener;
+use std::sync::{Arc, atomic::AtomicU64};
+use tokio::{net::TcpListener, sync::watch};
 
+mod active;
 pub mod addresses;
 pub mod admission;
 pub mod auth;
 pub mod config;
 mod fleet;
+pub mod flights;
 pub mod health;
 pub mod http;
 pub mod hub;
@@ -17,10 +19,12 @@ mod listener;
 pub mod metrics;
 pub mod origins;
 pub mod query;
+pub mod replay;
 mod schemas;
 mod upgrade;
 pub mod upstream;
 pub mod viewers;
+pub mod wire;
 pub mod ws;
 
 pub use config::Config;
@@ -36,29 +40,19 @@ pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit)
     if !authenticator.is_on() {
         tracing::warn!("GATEWAY_AUTH is none: whoever reaches this gateway may read everything");
     }
-    let hub = hub::Hub::new(config.ring_bytes as usize);
-    let replay = upstream::Replay::new(&kit, &config, metrics.clone());
-    follow(&config, &kit, &hub, &replay, &metrics);
+    let ground = ground(&config, &kit, &metrics);
     let (fleet, viewers) = (fleet::Fleet::new(&kit, &config.ingest_targets), viewers::Viewers::default());
     let health = health::Health::new(metrics.clone());
-    let stop = kit.tasks.stop_token();
-    kit.tasks.spawn("health", health.clone().run(fleet.clone(), replay.clone(), stop.clone()));
+    let asking = health.clone().run(fleet.clone(), ground.replay.clone(), kit.tasks.stop_token());
+    kit.tasks.spawn("health", asking);
     let queries = query::Query {
         authenticator: authenticator.clone(),
         fleet,
-        replay: replay.clone(),
+        replay: ground.replay.clone(),
         viewers: viewers.clone(),
         metrics: metrics.clone(),
     };
     let sessions = metrics.sessions.clone();
-    let ground = ws::Ground {
-        hub,
-        replay,
-        metrics: metrics.clone(),
-        send_timeout: config.send_timeout,
-        heartbeat: config.heartbeat,
-        stop,
-    };
     let app = http::App {
         terms: config.terms(),
         ground,
@@ -86,14 +80,10 @@ pub async fn run(config: Config, http: TcpListener, grpc: TcpListener, kit: Kit)
     Ok(())
 }
 
-/// Follows what ingest says; the gateway is not ready before it does.
-fn follow(
-    config: &Arc<Config>,
-    kit: &Kit,
-    hub: &hub::Hub,
-    replay: &upstream::Replay,
-    metrics: &metrics::Metrics,
-) {
+/// What sessions run on, fed by all replicas of ingest.
+fn ground(config: &Arc<Config>, kit: &Kit, metrics: &metrics::Metrics) -> ws::Ground {
+    let hub = hub::Hub::new(config.budget());
+    let replay = replay::Replay::new(kit, config, metrics.clone());
     let feeds = upstream::Feeds {
         hub: hub.clone(),
         replay: replay.clone(),
@@ -103,4 +93,15 @@ fn follow(
     };
     let latch = kit.readiness.latch("live feed");
     kit.tasks.spawn("feeds", feeds.run(Arc::clone(config), latch));
+    ws::Ground {
+        hub,
+        replay,
+        metrics: metrics.clone(),
+        limits: Arc::new(watch::Sender::new(config.terms().limits)),
+        send_timeout: config.send_timeout,
+        heartbeat: config.heartbeat,
+        drain_window: config.drain_window,
+        left: Arc::new(AtomicU64::new(0)),
+        stop: kit.tasks.stop_token(),
+    }
 }

@@ -1,6 +1,7 @@
 //! Takes connections of HTTP. A client has only so long to send the head of a request, and there are only so many
 //! that have not become a websocket.
-use axum::{Router, extract::ConnectInfo};
+use crate::wire::{Peer, Wire};
+use axum::Router;
 use dashstream_kit::tasks::Tasks;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -65,12 +66,10 @@ pub(crate) async fn serve(
 }
 
 async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, timeout: Duration, tasks: Tasks) {
-    // Frames are small and wait for nothing.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "set nodelay");
-    }
+    let wire = Wire::new(stream);
+    let known = Peer { address: peer, progress: wire.progress().clone() };
     let service = router.map_request(move |mut request: axum::http::Request<_>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(known.clone());
         request
     });
     let stop = tasks.stop_token();
@@ -78,7 +77,7 @@ async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, timeout
     let mut builder = Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(timeout).keep_alive(!is_late);
     let serving =
-        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+        builder.serve_connection_with_upgrades(TokioIo::new(wire), TowerToHyperService::new(service));
     let mut serving = pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,

@@ -4,6 +4,44 @@ use dashstream_core::session::CloseReason;
 use dashstream_kit::metrics::{SECONDS, counter, counters, gauge, histogram};
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry, Result};
 
+/// Of reads from replay.
+#[derive(Clone, Debug)]
+pub struct Reads {
+    pub backfills: IntCounter,
+    pub pages: IntCounter,
+    pub failures: IntCounter,
+    pub shared_pages: IntCounter,
+    pub threads: IntCounter,
+    pub page_bytes: IntGauge,
+}
+
+impl Reads {
+    fn register(registry: &Registry) -> Result<Self> {
+        let count = |name, help| counter(registry, name, help);
+        Ok(Self {
+            backfills: count(
+                "dashstream_gateway_backfills_total",
+                "Fetches from replay to close a break in a live feed.",
+            )?,
+            pages: count("dashstream_gateway_replay_reads_total", "Pages read from replay for sessions.")?,
+            failures: count("dashstream_gateway_replay_failures_total", "Reads from replay that failed.")?,
+            shared_pages: count(
+                "dashstream_gateway_shared_pages_total",
+                "Pages that sessions found in memory because another one had read them.",
+            )?,
+            threads: count(
+                "dashstream_gateway_thread_reads_total",
+                "Threads asked for in replay's directory, for filters by graph.",
+            )?,
+            page_bytes: gauge(
+                registry,
+                "dashstream_gateway_page_bytes",
+                "Bytes of pages read from replay that are kept in memory.",
+            )?,
+        })
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Metrics {
     pub sessions: IntGauge,
@@ -13,9 +51,9 @@ pub struct Metrics {
     pub live_batches: IntCounter,
     pub live_records: IntCounter,
     pub live_upstreams: IntGauge,
-    pub backfills: IntCounter,
-    pub replay_reads: IntCounter,
-    pub replay_failures: IntCounter,
+    pub reads: Reads,
+    pub ring_bytes: IntGauge,
+    pub behind: IntCounter,
     disconnects: IntCounterVec,
     refused: IntCounterVec,
     refused_calls: IntCounterVec,
@@ -25,10 +63,10 @@ impl Metrics {
     /// # Errors
     /// A name is already taken in `registry`: a bug, so `main` stops on it.
     pub fn register(registry: &Registry) -> Result<Self> {
-        let count = |name: &str, help: &str| counter(registry, name, help);
-        let by_reason = |name: &str, help: &str| counters(registry, name, help, &["reason"]);
+        let count = |name, help| counter(registry, name, help);
+        let level = |name, help| gauge(registry, name, help);
         let metrics = Self {
-            sessions: gauge(registry, "dashstream_gateway_sessions", "Websocket sessions now.")?,
+            sessions: level("dashstream_gateway_sessions", "Websocket sessions now.")?,
             sent_frames: count("dashstream_gateway_sent_frames_total", "Frames sent to clients.")?,
             sent_bytes: count("dashstream_gateway_sent_bytes_total", "Bytes of frames sent to clients.")?,
             send_seconds: histogram(
@@ -45,28 +83,36 @@ impl Metrics {
                 "dashstream_gateway_live_records_total",
                 "Records received from ingest's live feeds.",
             )?,
-            live_upstreams: gauge(
-                registry,
+            live_upstreams: level(
                 "dashstream_gateway_live_upstreams",
                 "Ingest replicas whose live feed is followed now.",
             )?,
-            backfills: count(
-                "dashstream_gateway_backfills_total",
-                "Fetches from replay to close a break in a live feed.",
+            ring_bytes: level(
+                "dashstream_gateway_ring_bytes",
+                "Bytes of recent records of all partitions in memory.",
             )?,
-            replay_reads: count(
-                "dashstream_gateway_replay_reads_total",
-                "Pages read from replay for sessions.",
+            behind: count(
+                "dashstream_gateway_behind_total",
+                "Readers of one partition that fell out of memory and went on from replay.",
             )?,
-            replay_failures: count(
-                "dashstream_gateway_replay_failures_total",
-                "Reads from replay that failed.",
+            reads: Reads::register(registry)?,
+            disconnects: counters(
+                registry,
+                "dashstream_gateway_disconnects_total",
+                "Sessions ended, by reason.",
+                &["reason"],
             )?,
-            disconnects: by_reason("dashstream_gateway_disconnects_total", "Sessions ended, by reason.")?,
-            refused: by_reason("dashstream_gateway_refused_upgrades_total", "Upgrades refused, by reason.")?,
-            refused_calls: by_reason(
+            refused: counters(
+                registry,
+                "dashstream_gateway_refused_upgrades_total",
+                "Upgrades refused, by reason.",
+                &["reason"],
+            )?,
+            refused_calls: counters(
+                registry,
                 "dashstream_gateway_refused_calls_total",
                 "Queries and other requests refused for who asks, by reason.",
+                &["reason"],
             )?,
         };
         for reason in CloseReason::ALL {

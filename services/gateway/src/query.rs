@@ -4,7 +4,7 @@ use crate::{
     auth::{Access, Authenticator, Permission, Refused, token_of},
     fleet::Fleet,
     metrics::Metrics,
-    upstream::Replay,
+    replay::Replay,
     viewers::{Viewer, Viewers, Watching},
 };
 use dashstream_core::filter::Tenants;

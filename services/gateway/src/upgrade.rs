@@ -8,6 +8,7 @@ use crate::{
     },
     http::{App, Client, SUBPROTOCOL, refuse, unauthorized},
     viewers::Viewer,
+    wire::{Peer, Progress},
     ws,
 };
 use axum::{
@@ -16,10 +17,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::Response,
 };
-use dashstream_core::{
-    filter::Tenants,
-    session::{CloseReason, Session},
-};
+use dashstream_core::session::{CloseReason, Session};
 use dashstream_proto::session::v1::ErrorCode;
 use std::{
     net::IpAddr,
@@ -29,10 +27,15 @@ use std::{
 
 /// When to try again where there is no place now.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// What each connection holds to read into.
+const READ_BUFFER_BYTES: usize = 4 << 10;
+/// What each connection gathers before it writes.
+const WRITE_BUFFER_BYTES: usize = 16 << 10;
 
 pub(crate) async fn upgrade(
     State(app): State<App>,
     Extension(Client(address)): Extension<Client>,
+    Extension(Peer { progress, .. }): Extension<Peer>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
@@ -60,7 +63,8 @@ pub(crate) async fn upgrade(
         .protocols([SUBPROTOCOL])
         .max_message_size(most)
         .max_frame_size(most)
-        .read_buffer_size(4 << 10);
+        .read_buffer_size(READ_BUFFER_BYTES)
+        .write_buffer_size(WRITE_BUFFER_BYTES);
     if upgrade.selected_protocol().is_none() {
         app.metrics.refused("protocol");
         let text = format!("Sec-WebSocket-Protocol is missing or unknown: expected {SUBPROTOCOL}");
@@ -68,7 +72,7 @@ pub(crate) async fn upgrade(
     }
     upgrade.on_upgrade(async move |socket| {
         app.metrics.sessions.inc();
-        let attending = attend(socket, app.clone(), access, place, address);
+        let attending = attend(socket, app.clone(), access, place, (address, progress));
         let reason = app.tasks.spawn("session", attending).await.unwrap_or(CloseReason::Error);
         app.metrics.sessions.dec();
         app.metrics.disconnected(reason);
@@ -98,21 +102,21 @@ async fn attend(
     app: App,
     access: Option<Access>,
     mut place: Place,
-    address: IpAddr,
+    (address, progress): (IpAddr, Progress),
 ) -> CloseReason {
     let admitted = match access {
         Some(access) => Ok((access, None)),
         None => hello(&mut socket, &app, &mut place).await,
     };
-    let id = format!("{:08x}-{}", std::process::id(), app.sessions.fetch_add(1, Ordering::Relaxed));
-    let session = admitted.and_then(|(access, first)| Ok((session(&app, &id, &access)?, access, first)));
-    let (session, access, first) = match session {
-        Ok(session) => session,
+    let (access, first) = match admitted {
+        Ok(admitted) => admitted,
         Err(turned) => {
             app.metrics.refused_call(turned.reason.label());
-            return ws::turn_away(socket, turned.outputs(), app.ground).await;
+            return ws::turn_away(socket, turned.outputs(), app.ground, progress).await;
         }
     };
+    let id = format!("{:08x}-{}", std::process::id(), app.sessions.fetch_add(1, Ordering::Relaxed));
+    let session = Session::new(id.clone(), app.terms, access.tenants.clone());
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let viewer = Viewer::new(
         id.clone(),
@@ -126,7 +130,7 @@ async fn attend(
         guard: Guard::new(app.authenticator.clone(), access),
         seat: app.viewers.enter(viewer),
     };
-    let reason = ws::run(socket, session, app.ground, entrance).await;
+    let reason = ws::run(socket, session, app.ground, entrance, progress).await;
     tracing::debug!(session = id, reason = reason.label(), "session ended");
     reason
 }
@@ -143,16 +147,4 @@ async fn hello(
         reason: CloseReason::OverLimit,
     })?;
     Ok((access, Some(first)))
-}
-
-/// A session that is shown the caller's tenants and no others. One that can't be held to them is not begun.
-fn session(app: &App, id: &str, access: &Access) -> Result<Session, Turned> {
-    match &access.tenants {
-        Tenants::All => Ok(Session::new(id.to_owned(), app.terms.clone())),
-        Tenants::Only(_) => Err(Turned {
-            code: ErrorCode::Unimplemented,
-            message: "sessions of some tenants are not implemented by this version".to_owned(),
-            reason: CloseReason::Unauthorized,
-        }),
-    }
 }

@@ -1,185 +1,35 @@
-//! The services behind the gateway: the live feed of every ingest replica, and reads from replay.
-use crate::{config::Config, hub::Hub, metrics::Metrics};
+//! The live feed of every ingest replica, into the hub.
+use crate::{
+    config::Config,
+    hub::Hub,
+    metrics::Metrics,
+    replay::{MESSAGE_BYTES_MAX, Replay, link},
+};
 use dashstream_core::{
     backoff::Backoff,
     batch,
-    position::{Epoch, Link, Offset, Partition},
-    session::{Found, From},
+    position::{Epoch, Partition},
     tail::{Input, Output},
 };
-use dashstream_kit::{
-    Kit,
-    grpc::{self as kit_grpc, Channel},
-    ops::Latch,
-    tasks::Tasks,
-    telemetry,
-};
-use dashstream_proto::{
-    ingest::v1::{
-        SubscribeLiveRequest, ingest_service_client::IngestServiceClient, subscribe_live_response::Event,
-    },
-    log::v1::{AfterOffset, Earliest, Gap, Latest, Position, position},
-    replay::v1::{
-        Page, ReadPartitionsRequest, Stale, StaleReason, read_partitions_response::Step,
-        replay_service_client::ReplayServiceClient,
-    },
+use dashstream_kit::{Kit, grpc as kit_grpc, ops::Latch, tasks::Tasks, telemetry};
+use dashstream_proto::ingest::v1::{
+    SubscribeLiveRequest, SubscribeLiveResponse, ingest_service_client::IngestServiceClient,
+    subscribe_live_response::Event,
 };
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
+use tonic::{Status, Streaming};
 
-const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(2) };
 const RESOLVE_INTERVAL: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_secs(1);
-/// How long replay may take for one page.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Reads from replay. A cheap handle.
-#[derive(Clone, Debug)]
-pub struct Replay {
-    client: ReplayServiceClient<Channel>,
-    stream: Arc<str>,
-    metrics: Metrics,
-}
-
-/// One page of one partition.
-#[derive(Debug, Default)]
-struct Answer {
-    gap: Option<Gap>,
-    page: Option<Page>,
-    stale: Option<Stale>,
-}
-
-impl Replay {
-    pub fn new(kit: &Kit, config: &Config, metrics: Metrics) -> Self {
-        let client = ReplayServiceClient::new(kit_grpc::channel(kit, &config.replay_targets))
-            .max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Self { client, stream: config.stream.as_str().into(), metrics }
-    }
-
-    /// For other questions: a client, and the stream to ask about.
-    pub fn asking(&self) -> (ReplayServiceClient<Channel>, String) {
-        (self.client.clone(), self.stream.to_string())
-    }
-
-    /// What replay has behind a session's position.
-    pub async fn find(&self, partition: Partition, from: From, page_bytes: u32) -> Vec<Found> {
-        self.metrics.replay_reads.inc();
-        match self.read(partition, from, page_bytes).await {
-            Ok(answer) => found(answer),
-            Err(status) => {
-                tracing::warn!(%partition, %status, "read from replay for a session");
-                vec![Found::NotNow]
-            }
-        }
-    }
-
-    async fn read(&self, partition: Partition, from: From, page_bytes: u32) -> Result<Answer, Status> {
-        let read = self.read_page(partition, from, page_bytes);
-        let answer = tokio::time::timeout(READ_TIMEOUT, read).await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("replay does not answer")));
-        answer.inspect_err(|_| self.metrics.replay_failures.inc())
-    }
-
-    async fn read_page(&self, partition: Partition, from: From, page_bytes: u32) -> Result<Answer, Status> {
-        let from = match from {
-            From::Earliest => position::From::Earliest(Earliest {}),
-            From::Latest => position::From::Latest(Latest {}),
-            From::After { epoch, at } => {
-                position::From::After(AfterOffset { epoch: epoch.get(), offset: at.map(Offset::get) })
-            }
-        };
-        let request = ReadPartitionsRequest {
-            stream: self.stream.to_string(),
-            positions: vec![Position { partition: partition.get(), from: Some(from) }],
-            page_bytes_max: page_bytes,
-            pages_max: 1,
-            page_records_max: 0,
-        };
-        let mut steps = self.client.clone().read_partitions(request).await?.into_inner();
-        let mut answer = Answer::default();
-        while let Some(step) = steps.message().await? {
-            match step.step {
-                Some(Step::Gap(gap)) => answer.gap = Some(gap),
-                Some(Step::Page(page)) => {
-                    for batch in &page.batches {
-                        batch::check(batch).map_err(|error| Status::data_loss(error.to_string()))?;
-                    }
-                    answer.page = Some(page);
-                }
-                Some(Step::Stale(stale)) => answer.stale = Some(stale),
-                None => return Err(Status::internal("a step without a member")),
-            }
-        }
-        Ok(answer)
-    }
-
-    /// Closes a break in a partition's ring: fetches until nothing more is asked for.
-    async fn backfill(self, hub: Hub, partition: Partition, mut output: Option<Output>) {
-        while let Some(Output::Fetch { epoch, after }) = output {
-            self.metrics.backfills.inc();
-            let inputs = match self.read(partition, From::After { epoch, at: after }, 0).await {
-                Ok(answer) => inputs(answer),
-                Err(status) => {
-                    tracing::warn!(%partition, %status, "backfill from replay");
-                    vec![Input::FetchFailed]
-                }
-            };
-            output = None;
-            for input in inputs {
-                output = hub.on(partition, input).or(output);
-            }
-        }
-    }
-}
-
-fn link(offset: Option<u64>) -> Link {
-    offset.map(Offset::clamped)
-}
-
-fn found(answer: Answer) -> Vec<Found> {
-    let Answer { gap, page, stale } = answer;
-    let page = page.map(|Page { epoch, batches, at_end, last_offset }| Found::Page {
-        epoch: Epoch::new(epoch),
-        batches,
-        at_end,
-        mark: link(last_offset),
-    });
-    let stale = stale.map(|stale| match (stale.reason(), stale.epoch) {
-        (StaleReason::Epoch, Some(epoch)) => Found::Stale {
-            epoch: Epoch::new(epoch),
-            earliest: link(stale.earliest_offset),
-            mark: link(stale.last_offset),
-        },
-        (StaleReason::Epoch | StaleReason::Seeding | StaleReason::Unspecified, _) => Found::Seeding,
-    });
-    let found: Vec<_> = gap.map(Found::Gap).into_iter().chain(page).chain(stale).collect();
-    if found.is_empty() { vec![Found::NotNow] } else { found }
-}
-
-fn inputs(answer: Answer) -> Vec<Input> {
-    let Answer { gap, page, stale } = answer;
-    let gap = gap.map(|gap| Input::Gap { epoch: Epoch::new(gap.epoch), last: link(Some(gap.last_offset)) });
-    let page = page.map(|Page { epoch, batches, last_offset, .. }| Input::Page {
-        epoch: Epoch::new(epoch),
-        batches,
-        end: link(last_offset),
-    });
-    let stale = stale.map(|stale| match (stale.reason(), stale.epoch) {
-        (StaleReason::Epoch, Some(epoch)) => {
-            Input::Stale { epoch: Epoch::new(epoch), end: link(stale.last_offset) }
-        }
-        (StaleReason::Epoch | StaleReason::Seeding | StaleReason::Unspecified, _) => Input::FetchFailed,
-    });
-    let inputs: Vec<_> = gap.into_iter().chain(page).chain(stale).collect();
-    if inputs.is_empty() { vec![Input::FetchFailed] } else { inputs }
-}
+/// A replica that owns partitions is heard of each second or so. One that is silent for so long is stuck.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 
 /// What feeds the hub.
 #[derive(Clone, Debug)]
@@ -204,6 +54,8 @@ impl Feeds {
             for (partition, fetch) in self.hub.on_tick() {
                 self.fetch(partition, Some(fetch));
             }
+            self.replay.on_tick();
+            self.metrics.ring_bytes.set(self.hub.ring_bytes() as i64);
             if !std::mem::take(&mut first) && resolved.elapsed() < RESOLVE_INTERVAL {
                 continue;
             }
@@ -265,10 +117,13 @@ impl Feeds {
         latch.ready();
         tracing::info!(%address, "live feed followed");
         self.metrics.live_upstreams.inc();
+        let mut owned = BTreeSet::new();
         let ended = loop {
-            // A replica that owns nothing has nothing to say; HTTP/2 keeps watch over its connection.
-            match events.message().await {
-                Ok(Some(response)) => self.on_event(response.event),
+            match heard(&mut events, !owned.is_empty()).await {
+                Ok(Some(response)) => {
+                    note_owned(&mut owned, response.event.as_ref());
+                    self.on_event(response.event);
+                }
                 Ok(None) => break "it ended".to_owned(),
                 Err(status) => break status.message().to_owned(),
             }
@@ -311,5 +166,28 @@ impl Feeds {
         if let Ok(partition) = Partition::new(partition) {
             self.fetch(partition, self.hub.on(partition, input));
         }
+    }
+}
+
+/// The next event. A replica that owns nothing has nothing to say; HTTP/2 keeps watch over its connection.
+async fn heard(
+    events: &mut Streaming<SubscribeLiveResponse>,
+    owns: bool,
+) -> Result<Option<SubscribeLiveResponse>, Status> {
+    if !owns {
+        return events.message().await;
+    }
+    let heard = tokio::time::timeout(SILENCE_MAX, events.message()).await;
+    heard.unwrap_or_else(|_| Err(Status::deadline_exceeded("it owns partitions and says nothing")))
+}
+
+/// Which partitions a replica speaks for.
+fn note_owned(owned: &mut BTreeSet<i32>, event: Option<&Event>) {
+    match event {
+        Some(Event::Heartbeat(heartbeat)) => {
+            owned.extend(heartbeat.durable.as_ref().map(|durable| durable.partition));
+        }
+        Some(Event::Revoked(revoked)) => drop(owned.remove(&revoked.partition)),
+        Some(Event::Batch(_)) | None => {}
     }
 }

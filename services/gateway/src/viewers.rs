@@ -1,8 +1,8 @@
 //! Who watches: the sessions of this replica, and how far each was delivered.
-use dashstream_core::filter::Tenants;
+use dashstream_core::filter::{Filter, Tenants};
 use dashstream_proto::{gateway::v1::DeliveryMode, log::v1::Cursor};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -29,8 +29,8 @@ pub struct Watching {
     /// How far it was delivered, for each partition.
     pub delivered: Vec<Cursor>,
     pub mode: DeliveryMode,
-    /// Only these threads; `None` for all.
-    pub threads: Option<BTreeSet<String>>,
+    /// Which records; `None` until it has said, for all that it may read.
+    pub filter: Option<Arc<Filter>>,
 }
 
 /// A session that is listed for as long as this lives.
@@ -63,8 +63,8 @@ impl Viewers {
         });
         let receives = |(viewer, watching): &(Arc<Viewer>, Watching)| {
             thread.is_none_or(|(tenant, thread)| {
-                let threads = watching.threads.as_ref();
-                viewer.tenants.allow(tenant) && threads.is_none_or(|threads| threads.contains(thread))
+                let filter = watching.filter.as_ref();
+                viewer.tenants.allow(tenant) && filter.is_none_or(|filter| filter.may_pass(tenant, thread))
             })
         };
         watching.filter(receives).collect()
@@ -111,6 +111,7 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dashstream_proto::session::v1 as wire;
 
     fn only(names: &[&str]) -> Tenants {
         Tenants::Only(names.iter().map(|name| (*name).to_owned()).collect())
@@ -138,7 +139,9 @@ mod tests {
         assert_eq!(listed(&only(&["b"]), None), [""; 0]);
         assert_eq!(listed(&Tenants::All, Some(("b", "t-1"))), ["all", "two"]);
 
-        two.says(Watching { threads: Some(["t-2".to_owned()].into()), ..Watching::default() });
+        let asked = wire::Filter { thread_ids: vec!["t-2".to_owned()], ..Default::default() };
+        let filter = Filter::new(&only(&["a", "b"]), asked).unwrap();
+        two.says(Watching { filter: Some(Arc::new(filter)), ..Watching::default() });
         assert_eq!(listed(&Tenants::All, Some(("b", "t-1"))), ["all"]);
         assert_eq!(listed(&Tenants::All, Some(("b", "t-2"))), ["all", "two"]);
         drop(two);

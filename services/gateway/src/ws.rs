@@ -1,40 +1,56 @@
-//! Drives one session over its socket. One task owns the socket: it looks up what the session wants, sends
-//! what comes out, and never lets a send take longer than it may.
+//! Drives one session over its socket. One task owns the socket: it looks up what the session wants, and sends what
+//! comes out. No send waits for a client that takes nothing.
 use crate::{
     auth::gate::Guard,
-    hub::Hub,
+    hub::{Hub, Place},
     metrics::Metrics,
-    upstream::Replay,
+    replay::Replay,
     viewers::{Seat, Watching},
+    wire::Progress,
 };
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::extract::ws::{Message, WebSocket};
 use bytes::Bytes;
 use dashstream_core::{
+    drain,
+    filter::graphs::Names,
     frame,
+    limits::Limits,
     position::Partition,
-    session::{CloseReason, Found, Output, Session, Want},
+    session::{CloseReason, Delivery, Found, Output, Session, Want},
 };
-use dashstream_proto::{
-    gateway::v1::DeliveryMode,
-    session::v1::{GoingAway, server_frame::Frame},
-};
-use futures_util::{
-    FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered, stream::SplitSink,
-};
+use dashstream_proto::{gateway::v1::DeliveryMode, session::v1::ErrorCode};
+use futures_util::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{
     collections::{BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
+use tokio::{sync::watch, time::sleep_until};
 use tokio_util::sync::CancellationToken;
+
+mod sending;
+
+pub use sending::turn_away;
+
+use sending::{Inbound, Sink, goodbye, while_taken};
 
 /// Bytes looked up and sent before the socket is flushed: bounds what one session holds beside its reads.
 const BURST_BYTES: usize = 64 << 10;
-/// Bytes of one page from replay.
-const PAGE_BYTES: u32 = 256 << 10;
+/// Bytes looked through for one burst, where a filter leaves little of them.
+const LOOKED_AT_BYTES: usize = 1 << 20;
+/// Bytes of one page from replay, for a client that takes as much at a time.
+const PAGE_BYTES: u64 = 256 << 10;
+/// Least bytes of one page.
+const PAGE_BYTES_MIN: u64 = 16 << 10;
 /// Reads from replay of one session at a time, each of another partition.
-const READS_MAX: usize = 4;
+const READS_MAX: usize = 2;
 const TICK: Duration = Duration::from_secs(1);
-/// A session is gone when it was silent for so many heartbeats.
+/// What comes within this time after a flush is flushed together.
+const PACE: Duration = Duration::from_millis(4);
+/// A session is gone when its client showed no sign of life for so many heartbeats.
 const SILENT_HEARTBEATS_MAX: u32 = 3;
 
 /// What a session runs on.
@@ -43,8 +59,13 @@ pub struct Ground {
     pub hub: Hub,
     pub replay: Replay,
     pub metrics: Metrics,
+    /// The server's own limits; sessions take up what is sent here.
+    pub limits: Arc<watch::Sender<Limits>>,
     pub send_timeout: Duration,
     pub heartbeat: Duration,
+    pub drain_window: Duration,
+    /// Sessions that were told to leave.
+    pub left: Arc<AtomicU64>,
     pub stop: CancellationToken,
 }
 
@@ -57,7 +78,7 @@ pub struct Entrance {
     pub seat: Seat,
 }
 
-type Sink = SplitSink<WebSocket, Message>;
+type Read = BoxFuture<'static, (Want, Vec<Found>)>;
 
 struct Driver {
     ground: Ground,
@@ -65,47 +86,33 @@ struct Driver {
     guard: Guard,
     seat: Seat,
     sink: Sink,
-    reads: FuturesUnordered<BoxFuture<'static, (Partition, Vec<Found>)>>,
+    progress: Progress,
+    reads: FuturesUnordered<Read>,
     reading: BTreeSet<Partition>,
     versions: HashMap<Partition, u64>,
     begun: Instant,
-    /// When the client last showed that it is there: it said something, or took data.
-    alive: Instant,
+    /// When the client last answered a ping.
+    answered: Instant,
     /// When something was last sent.
     sent: Instant,
-    /// The next burst asks the client's library for a sign of life, and is none itself.
+    /// When the client was last pinged.
+    pinged: Instant,
+    /// The next burst asks the client's library for a sign of life.
     ping: bool,
-}
-
-/// Tells a client why it gets no session.
-pub async fn turn_away(socket: WebSocket, outputs: Vec<Output>, ground: Ground) -> CloseReason {
-    let (mut sink, _) = socket.split();
-    let mut reason = CloseReason::ClientClosed;
-    for output in outputs {
-        match output {
-            Output::Send(frame) => {
-                let sending = sink.send(Message::Binary(frame));
-                match tokio::time::timeout(ground.send_timeout, sending).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(_)) => return CloseReason::ClientClosed,
-                    Err(_) => return CloseReason::SendTimeout,
-                }
-            }
-            Output::Close(why) => {
-                goodbye(&mut sink, why, ground.send_timeout).await;
-                reason = why;
-            }
-        }
-    }
-    reason
+    /// When this session leaves, once the gateway drains.
+    leaves: Option<Instant>,
 }
 
 /// Runs a session to its end, and says why it ended.
-pub async fn run(socket: WebSocket, session: Session, ground: Ground, entrance: Entrance) -> CloseReason {
-    let (sink, inbound) = socket.split();
+pub async fn run(
+    socket: WebSocket,
+    session: Session,
+    ground: Ground,
+    entrance: Entrance,
+    progress: Progress,
+) -> CloseReason {
+    let (sink, mut inbound) = socket.split();
     let Entrance { first, guard, seat } = entrance;
-    let first = first.map(|message| Ok(Message::Binary(message)));
-    let mut inbound = futures_util::stream::iter(first).chain(inbound);
     let now = Instant::now();
     let mut driver = Driver {
         ground,
@@ -113,59 +120,112 @@ pub async fn run(socket: WebSocket, session: Session, ground: Ground, entrance: 
         guard,
         seat,
         sink,
+        progress,
         reads: FuturesUnordered::new(),
         reading: BTreeSet::new(),
         versions: HashMap::new(),
         begun: now,
-        alive: now,
+        answered: now,
         sent: now,
+        pinged: now,
         ping: false,
+        leaves: None,
     };
-    let mut changed = driver.ground.hub.changed();
-    let mut ticks = tokio::time::interval(TICK);
-    let stop = driver.ground.stop.clone();
-    loop {
-        let (burst, more) = driver.look_up();
-        if let Err(reason) = driver.put_out(burst).await {
-            return reason;
-        }
-        let outputs = tokio::select! {
-            message = inbound.next() => match driver.on_token(&message).await {
-                Some(outputs) => outputs,
-                None => driver.on_inbound(message),
-            },
-            Some((partition, found)) = driver.reads.next() => driver.on_read(partition, found),
-            Ok(()) = changed.changed() => driver.on_changed(),
-            _ = ticks.tick() => driver.on_tick(),
-            () = stop.cancelled() => driver.going_away(),
-            () = std::future::ready(()), if more => Vec::new(),
-        };
-        if let Err(reason) = driver.put_out(outputs).await {
-            return reason;
-        }
-    }
+    let reason = driver.serve(first, &mut inbound).await;
+    goodbye(&mut driver.sink, &mut inbound, reason, driver.ground.send_timeout).await;
+    reason
 }
 
 impl Driver {
-    /// Looks up what the session wants, up to a burst. True when there is more.
-    fn look_up(&mut self) -> (Vec<Output>, bool) {
-        let (mut burst, mut bytes) = (Vec::new(), 0);
-        let mut busy = self.reading.clone();
-        while bytes < BURST_BYTES {
-            let Some(want) = self.session.next_want(&busy) else { return (burst, false) };
-            match self.ground.hub.find(want, BURST_BYTES) {
-                Some(found) => {
-                    let outputs = self.session.on_found(want.partition, found);
-                    bytes += size(&outputs);
-                    burst.extend(outputs);
-                }
-                None => {
-                    busy.insert(want.partition);
-                    self.read(want);
-                }
+    async fn serve(&mut self, first: Option<Bytes>, inbound: &mut Inbound) -> CloseReason {
+        if let Some(message) = first {
+            let outputs = self.session.on_message(&message, &self.ground.hub.known());
+            if let Err(reason) = self.put_out(outputs).await {
+                return reason;
             }
         }
+        let mut changed = self.ground.hub.changed();
+        let mut limits = self.ground.limits.subscribe();
+        limits.mark_changed(); // those of the terms may be older
+        let mut ticks = tokio::time::interval(TICK);
+        let stop = self.ground.stop.clone();
+        loop {
+            let (burst, more) = self.look_up();
+            if let Err(reason) = self.put_out(burst).await {
+                return reason;
+            }
+            let (pace, leaves) = (self.sent + PACE, self.leaves.unwrap_or(self.begun));
+            let outputs = tokio::select! {
+                message = inbound.next() => match self.on_token(&message).await {
+                    Some(outputs) => outputs,
+                    None => self.on_inbound(message),
+                },
+                Some((want, found)) = self.reads.next() => self.on_read(want, found),
+                Ok(()) = paced(&mut changed, pace) => self.on_changed(),
+                Ok(()) = limits.changed() => {
+                    let limits = *limits.borrow_and_update();
+                    self.session.on_limits(limits)
+                }
+                _ = ticks.tick() => self.on_tick(),
+                () = stop.cancelled(), if self.leaves.is_none() => self.begin_to_leave(),
+                () = sleep_until(leaves.into()), if self.leaves.is_some() => self.leave(),
+                () = tokio::task::yield_now(), if more => Vec::new(),
+            };
+            if let Err(reason) = self.put_out(outputs).await {
+                return reason;
+            }
+        }
+    }
+
+    /// Looks up what the session wants, up to a burst. True when there is more.
+    fn look_up(&mut self) -> (Vec<Output>, bool) {
+        let (mut burst, mut bytes, mut looked_at) = (Vec::new(), 0, 0);
+        let mut busy = self.reading.clone();
+        while bytes < BURST_BYTES && looked_at < LOOKED_AT_BYTES {
+            let Some(want) = self.session.next_want(&busy) else { return (burst, false) };
+            let outputs = match self.ground.hub.find(want, BURST_BYTES) {
+                Place::Memory(found) => {
+                    looked_at += found.slots().iter().map(|slot| slot.frame().len()).sum::<usize>();
+                    self.judge(want, found)
+                }
+                Place::Behind(passed) => {
+                    busy.insert(want.partition);
+                    self.read(want);
+                    let told = self.session.on_behind(want.partition, passed);
+                    self.ground.metrics.behind.inc_by(told.len() as u64);
+                    told
+                }
+                Place::Replay => {
+                    busy.insert(want.partition);
+                    self.read(want);
+                    Vec::new()
+                }
+            };
+            busy.extend(self.reading.iter().copied());
+            bytes += size(&outputs);
+            burst.extend(outputs);
+        }
         (burst, true)
+    }
+
+    /// Hands over what was found, once the graphs of its threads are known where the filter is by graph.
+    fn judge(&mut self, want: Want, found: Found) -> Vec<Output> {
+        if !self.session.filter().by_graph() {
+            return self.session.on_found(want, found, &Names::default());
+        }
+        match self.ground.hub.names(found.slots()) {
+            Ok(names) => self.session.on_found(want, found, &names),
+            Err(unknown) => {
+                self.reading.insert(want.partition);
+                let (replay, hub) = (self.ground.replay.clone(), self.ground.hub.clone());
+                let learning = async move {
+                    let learned = replay.learn_graphs(&hub, unknown).await;
+                    (want, vec![if learned { found } else { Found::NotNow }])
+                };
+                self.reads.push(learning.boxed());
+                Vec::new()
+            }
+        }
     }
 
     fn read(&mut self, want: Want) {
@@ -173,14 +233,33 @@ impl Driver {
             return; // its turn comes when another read ends
         }
         self.reading.insert(want.partition);
-        let replay = self.ground.replay.clone();
-        let read = async move { (want.partition, replay.find(want.partition, want.from, PAGE_BYTES).await) };
+        let (replay, hub) = (self.ground.replay.clone(), self.ground.hub.clone());
+        let (bytes, filter) = (self.page_bytes(), Arc::clone(self.session.filter()));
+        let read = async move {
+            let found = replay.find(&hub, want.partition, want.from, bytes, filter.tenants()).await;
+            (want, found)
+        };
         self.reads.push(read.boxed());
     }
 
-    fn on_read(&mut self, partition: Partition, found: Vec<Found>) -> Vec<Output> {
-        self.reading.remove(&partition);
-        found.into_iter().flat_map(|found| self.session.on_found(partition, found)).collect()
+    /// A page that the client's credit can take is not read again for what was left of it.
+    fn page_bytes(&self) -> u32 {
+        let bytes = match self.session.limits().in_flight_bytes_max {
+            0 => PAGE_BYTES,
+            most => most.clamp(PAGE_BYTES_MIN, PAGE_BYTES),
+        };
+        bytes as u32
+    }
+
+    fn on_read(&mut self, mut want: Want, found: Vec<Found>) -> Vec<Output> {
+        self.reading.remove(&want.partition);
+        let mut outputs = Vec::new();
+        for found in found {
+            let behind = want.behind(&found);
+            outputs.extend(self.judge(want, found));
+            want = behind;
+        }
+        outputs
     }
 
     fn on_changed(&mut self) -> Vec<Output> {
@@ -198,24 +277,25 @@ impl Driver {
     /// A token is for the guard; the session sees none.
     async fn on_token(&mut self, message: &Option<Result<Message, axum::Error>>) -> Option<Vec<Output>> {
         let Some(Ok(Message::Binary(bytes))) = message else { return None };
-        let outputs = self.guard.take(bytes).await?;
-        self.alive = Instant::now();
-        Some(outputs)
+        self.guard.take(bytes).await
     }
 
     fn on_inbound(&mut self, message: Option<Result<Message, axum::Error>>) -> Vec<Output> {
-        self.alive = Instant::now();
         match message {
             Some(Ok(Message::Binary(bytes))) => self.session.on_message(&bytes, &self.ground.hub.known()),
             Some(Ok(Message::Text(_))) => {
                 let text = "a text message: expected binary frames of dashstream.v2".to_owned();
-                let code = dashstream_proto::session::v1::ErrorCode::MalformedFrame;
                 vec![
-                    Output::Send(frame::error(code, text, true, 0)),
+                    Output::Send(frame::error(ErrorCode::MalformedFrame, text, true, 0)),
                     Output::Close(CloseReason::ProtocolError),
                 ]
             }
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => Vec::new(),
+            // What a client says shows that it writes; only an answer shows that it reads.
+            Some(Ok(Message::Pong(_))) => {
+                self.answered = Instant::now();
+                Vec::new()
+            }
+            Some(Ok(Message::Ping(_))) => Vec::new(),
             Some(Ok(Message::Close(_))) | None => vec![Output::Close(CloseReason::ClientClosed)],
             Some(Err(error)) => vec![Output::Close(inbound_failure(&error))],
         }
@@ -225,25 +305,37 @@ impl Driver {
         if let Some(over) = self.guard.on_tick(SystemTime::now()) {
             return over;
         }
-        self.seat.says(Watching { mode: self.mode(), delivered: self.session.cursors(), threads: None });
+        self.seat.says(Watching {
+            delivered: self.session.cursors(),
+            mode: mode(&self.session),
+            filter: Some(Arc::clone(self.session.filter())),
+        });
         let mut outputs = self.session.on_tick(self.begun.elapsed());
-        let heartbeat = self.ground.heartbeat;
-        if self.alive.elapsed() >= heartbeat * SILENT_HEARTBEATS_MAX {
+        let (heartbeat, alive) = (self.ground.heartbeat, self.answered.max(self.progress.taken()));
+        if alive.elapsed() >= heartbeat * SILENT_HEARTBEATS_MAX {
             outputs.push(Output::Close(CloseReason::Idle));
-        } else if self.sent.elapsed() >= heartbeat {
-            self.ping = true;
-            outputs.push(Output::Send(frame::pong(0)));
+            return outputs;
+        }
+        if self.sent.elapsed() >= heartbeat {
+            outputs.extend(self.session.heartbeat(&self.ground.hub.known()));
+        }
+        if self.pinged.elapsed() >= heartbeat {
+            (self.ping, self.pinged) = (true, Instant::now());
         }
         outputs
     }
 
-    fn mode(&self) -> DeliveryMode {
-        if self.reading.is_empty() { DeliveryMode::Live } else { DeliveryMode::Replay }
+    /// The gateway drains: the client is told when it shall go, and is served until then.
+    fn begin_to_leave(&mut self) -> Vec<Output> {
+        let slot = drain::slot(self.ground.left.fetch_add(1, Ordering::Relaxed), self.ground.drain_window);
+        self.leaves = Some(Instant::now() + slot);
+        self.session.on_drain(slot)
     }
 
-    fn going_away(&mut self) -> Vec<Output> {
-        let frame = frame::encode(Frame::GoingAway(GoingAway { reconnect_after_ms: 0 }));
-        vec![Output::Send(frame), Output::Close(CloseReason::Draining)]
+    fn leave(&mut self) -> Vec<Output> {
+        let mut outputs = self.session.on_drain(Duration::ZERO);
+        outputs.push(Output::Close(CloseReason::Draining));
+        outputs
     }
 
     /// Sends frames, in bursts that are flushed once each. `Err` when the session ends.
@@ -254,7 +346,6 @@ impl Driver {
                 Output::Send(frame) => burst.push(frame),
                 Output::Close(reason) => {
                     self.send(burst).await?;
-                    self.close(reason).await;
                     return Err(reason);
                 }
             }
@@ -263,12 +354,11 @@ impl Driver {
     }
 
     async fn send(&mut self, burst: Vec<Bytes>) -> Result<(), CloseReason> {
-        if burst.is_empty() {
+        if burst.is_empty() && !self.ping {
             return Ok(());
         }
         let (frames, bytes) = (burst.len() as u64, burst.iter().map(|frame| frame.len() as u64).sum());
-        let ping = std::mem::take(&mut self.ping);
-        let (timeout, sink) = (self.ground.send_timeout, &mut self.sink);
+        let (ping, sink) = (std::mem::take(&mut self.ping), &mut self.sink);
         let sending = async {
             if ping {
                 sink.feed(Message::Ping(Bytes::new())).await?;
@@ -279,42 +369,27 @@ impl Driver {
             sink.flush().await
         };
         let timer = self.ground.metrics.send_seconds.start_timer();
-        match tokio::time::timeout(timeout, sending).await {
-            Err(_) => return Err(CloseReason::SendTimeout),
-            Ok(Err(_)) => return Err(CloseReason::ClientClosed),
-            Ok(Ok(())) => {}
-        }
+        while_taken(&self.ground, &self.progress, sending).await?;
         timer.observe_duration();
         self.ground.metrics.sent_frames.inc_by(frames);
         self.ground.metrics.sent_bytes.inc_by(bytes);
         self.sent = Instant::now();
-        if !ping {
-            self.alive = self.sent;
-        }
         Ok(())
-    }
-
-    /// Says goodbye. Whether it arrives matters to nobody but the client.
-    async fn close(&mut self, reason: CloseReason) {
-        goodbye(&mut self.sink, reason, self.ground.send_timeout).await;
     }
 }
 
-async fn goodbye(sink: &mut Sink, reason: CloseReason, timeout: Duration) {
-    let code = match reason {
-        CloseReason::ClientClosed => close_code::NORMAL,
-        CloseReason::ProtocolError => close_code::PROTOCOL,
-        CloseReason::OverLimit => close_code::SIZE,
-        CloseReason::Unauthorized => close_code::POLICY,
-        CloseReason::Draining | CloseReason::Idle => close_code::AWAY,
-        CloseReason::SendTimeout | CloseReason::Error => close_code::ERROR,
-    };
-    let frame = CloseFrame { code, reason: reason.label().into() };
-    let goodbye = async {
-        sink.send(Message::Close(Some(frame))).await?;
-        sink.close().await
-    };
-    drop(tokio::time::timeout(timeout, goodbye).await);
+fn mode(session: &Session) -> DeliveryMode {
+    match session.delivery() {
+        None => DeliveryMode::Unspecified,
+        Some(Delivery::Memory) => DeliveryMode::Live,
+        Some(Delivery::Replay) => DeliveryMode::Replay,
+    }
+}
+
+/// The next change, not before `pace`.
+async fn paced(changed: &mut watch::Receiver<u64>, pace: Instant) -> Result<(), watch::error::RecvError> {
+    sleep_until(pace.into()).await;
+    changed.changed().await
 }
 
 fn size(outputs: &[Output]) -> usize {

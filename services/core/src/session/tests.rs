@@ -5,9 +5,14 @@ use crate::{
     batch::tests::{batch, offset},
     chain::Chain,
     ring::{Read, Ring},
+    slot::Stamp,
 };
-use dashstream_proto::session::v1::{Limits as WireLimits, Ping, ServerFrame};
+use dashstream_proto::session::v1::{
+    Limits as WireLimits, NoticeCode, Ping, ServerFrame, StartPolicy, Subscribe,
+};
 use proptest::prelude::*;
+
+mod filtered;
 
 const EPOCH: Epoch = Epoch::new(3);
 
@@ -15,7 +20,12 @@ fn terms() -> Terms {
     Terms {
         stream: "runs".into(),
         server_version: "test".into(),
-        limits: Limits { record_bytes_max: 1 << 20, frame_bytes_max: 1 << 20, client_frame_bytes_max: 4_096 },
+        limits: Limits {
+            record_bytes_max: 1 << 20,
+            frame_bytes_max: 1 << 20,
+            client_frame_bytes_max: 4_096,
+            in_flight_bytes_max: 1 << 20,
+        },
         heartbeat: Duration::from_secs(10),
         hello_timeout: Duration::from_secs(5),
     }
@@ -42,7 +52,7 @@ fn subscribe(cursors: Vec<Cursor>, start: StartPolicy) -> Vec<u8> {
         request_id: 9,
         cursors,
         start: start.into(),
-        filter: None,
+        ..Default::default()
     }))
 }
 
@@ -51,7 +61,7 @@ fn cursor(at: Option<u64>) -> Cursor {
 }
 
 fn subscribed(cursors: Vec<Cursor>, start: StartPolicy) -> Session {
-    let mut session = Session::new("s".into(), terms());
+    let mut session = Session::new("s".into(), terms(), Tenants::All);
     session.on_message(&hello(), &known());
     let out = session.on_message(&subscribe(cursors, start), &known());
     assert!(matches!(frames(&out)[..], [Frame::Partitions(_)]), "{out:?}");
@@ -74,10 +84,32 @@ fn closed(out: &[Output]) -> Option<CloseReason> {
     })
 }
 
+/// What comes out when `found` is what the session next wants.
+fn find(session: &mut Session, found: Found) -> Vec<Output> {
+    let want = session.next_want(&BTreeSet::new()).expect("the session wants something");
+    session.on_found(want, found, &Names::default())
+}
+
+fn slots(batches: impl IntoIterator<Item = Batch>) -> Vec<Slot> {
+    batches.into_iter().map(|batch| Slot::new(batch, Stamp::default())).collect()
+}
+
+fn page(batches: impl IntoIterator<Item = Batch>) -> Found {
+    Found::Page { epoch: EPOCH, slots: slots(batches), at_end: false, mark: None }
+}
+
+fn memory(slots: Vec<Slot>) -> Found {
+    Found::Slots { slots, passed: Passed::default() }
+}
+
+fn at_end(mark: Link, source_lag: Option<u64>) -> Found {
+    Found::AtEnd { epoch: EPOCH, mark, source_lag, passed: Passed::default() }
+}
+
 fn ring_of(batches: &[Batch]) -> Ring {
     let mut ring = Ring::new(batches[0].link(), 1 << 20);
     for batch in batches {
-        assert!(ring.push(batch.clone()));
+        assert!(ring.push(batch.clone(), Stamp::default()));
     }
     ring
 }
@@ -116,7 +148,7 @@ fn a_client_out_of_turn_is_refused_with_the_reason() {
             CloseReason::OverLimit,
         ),
     ] {
-        let mut session = Session::new("s".into(), terms());
+        let mut session = Session::new("s".into(), terms(), Tenants::All);
         if let Some(first) = first {
             assert_eq!(closed(&session.on_message(&first, &[])), None, "{why}");
         }
@@ -135,7 +167,7 @@ fn a_subscribe_that_makes_no_sense_is_refused_whole_and_the_session_goes_on() {
         (
             "no start",
             subscribe(vec![], StartPolicy::Unspecified),
-            "subscribe.start is missing: expected EARLIEST or LATEST",
+            "subscribe.start is 0: expected EARLIEST, LATEST, ACTIVE or TIME",
         ),
         (
             "a partition twice",
@@ -145,15 +177,15 @@ fn a_subscribe_that_makes_no_sense_is_refused_whole_and_the_session_goes_on() {
         (
             "no partition",
             subscribe(nowhere, StartPolicy::Latest),
-            "subscribe.cursors: partition -1 is out of range: expected 0 to 2147483647",
+            "subscribe.cursors has: partition -1 is out of range: expected 0 to 2147483647",
         ),
         (
             "an offset beyond Kafka's",
             subscribe(vec![cursor(Some(u64::MAX))], StartPolicy::Latest),
-            "subscribe.cursors: offset 18446744073709551615 is out of range: expected 0 to 9223372036854775807",
+            "subscribe.cursors has: offset 18446744073709551615 is out of range: expected 0 to 9223372036854775807",
         ),
     ] {
-        let mut session = Session::new("s".into(), terms());
+        let mut session = Session::new("s".into(), terms(), Tenants::All);
         session.on_message(&hello(), &[]);
         let out = session.on_message(&frame, &known());
         let [Frame::Error(error)] = &frames(&out)[..] else { panic!("{why}: {out:?}") };
@@ -166,7 +198,7 @@ fn a_subscribe_that_makes_no_sense_is_refused_whole_and_the_session_goes_on() {
 
 #[test]
 fn a_client_that_says_nothing_is_idle() {
-    let mut session = Session::new("s".into(), terms());
+    let mut session = Session::new("s".into(), terms(), Tenants::All);
     assert!(session.on_tick(Duration::from_millis(4_999)).is_empty());
     assert_eq!(closed(&session.on_tick(Duration::from_secs(5))), Some(CloseReason::Idle));
     let mut session = subscribed(vec![], StartPolicy::Latest);
@@ -177,16 +209,16 @@ fn a_client_that_says_nothing_is_idle() {
 fn a_batch_that_the_client_has_none_of_goes_out_in_the_shared_frame() {
     let mut session = subscribed(vec![cursor(Some(4))], StartPolicy::Latest);
     let ring = ring_of(&[batch(EPOCH.get(), Some(4), &[5, 6])]);
-    let Read::Slots(slots) = ring.read(Some(offset(4)), 1) else { panic!() };
-    let shared = slots[0].frame.clone();
-    let out = session.on_found(partition(0), Found::Slots(slots));
+    let Read::Slots(slots, _) = ring.read(Some(offset(4)), 1) else { panic!() };
+    let shared = slots[0].frame().clone();
+    let out = find(&mut session, memory(slots));
     let [Output::Send(sent)] = &out[..] else { panic!("{out:?}") };
     assert_eq!(sent.as_ptr(), shared.as_ptr(), "not encoded again");
 }
 
 #[test]
 fn a_record_over_the_clients_limit_becomes_a_notice_and_the_chain_goes_on() {
-    let mut session = Session::new("s".into(), terms());
+    let mut session = Session::new("s".into(), terms(), Tenants::All);
     let limits = WireLimits { record_bytes_max: 12, ..Default::default() };
     session.on_message(
         &message(client_frame::Frame::Hello(Hello { limits: Some(limits), ..Default::default() })),
@@ -194,11 +226,10 @@ fn a_record_over_the_clients_limit_becomes_a_notice_and_the_chain_goes_on() {
     );
     session.on_message(&subscribe(vec![cursor(None)], StartPolicy::Latest), &known());
     // payloads are "payload N": 9 bytes, 13 for N = 99999
-    let page = vec![batch(EPOCH.get(), None, &[0, 1, 99_999, 100_000, 1_000_000])];
-    let found = Found::Page { epoch: EPOCH, batches: page, at_end: false, mark: None };
+    let found = page([batch(EPOCH.get(), None, &[0, 1, 99_999, 100_000, 1_000_000])]);
     let mut chain = Chain::resume(&[cursor(None)]).unwrap();
     let mut seen = Vec::new();
-    for frame in frames(&session.on_found(partition(0), found)) {
+    for frame in frames(&find(&mut session, found)) {
         match frame {
             Frame::Records(frame) => {
                 seen.extend(chain.records(&frame).unwrap().iter().map(|r| r.offset as i64))
@@ -218,7 +249,7 @@ fn a_record_over_the_clients_limit_becomes_a_notice_and_the_chain_goes_on() {
 fn a_stale_cursor_is_said_once_and_stops_that_partition_only() {
     let mut session = subscribed(vec![cursor(Some(4))], StartPolicy::Latest);
     let found = Found::Stale { epoch: Epoch::new(8), earliest: None, mark: Some(offset(2)) };
-    let out = session.on_found(partition(0), found);
+    let out = find(&mut session, found);
     let [Frame::Stale(stale)] = &frames(&out)[..] else { panic!("{out:?}") };
     assert_eq!((stale.cursor.unwrap().offset, stale.epoch, stale.last_offset), (Some(4), 8, Some(2)));
     session.on_advanced(partition(0));
@@ -231,7 +262,7 @@ fn a_stale_cursor_is_said_once_and_stops_that_partition_only() {
 
 #[test]
 fn partitions_take_turns() {
-    let mut session = Session::new("s".into(), terms());
+    let mut session = Session::new("s".into(), terms(), Tenants::All);
     let known: Vec<_> = (0..3).map(|p| Known { partition: partition(p), ..known()[0] }).collect();
     session.on_message(&hello(), &known);
     session.on_message(&subscribe(vec![], StartPolicy::Earliest), &known);
@@ -243,9 +274,8 @@ fn partitions_take_turns() {
 #[test]
 fn an_input_that_breaks_the_chain_ends_the_session_rather_than_reach_the_client() {
     let mut session = subscribed(vec![cursor(Some(4))], StartPolicy::Latest);
-    let page = vec![batch(EPOCH.get() + 1, Some(4), &[5])];
-    let found = Found::Page { epoch: EPOCH, batches: page, at_end: false, mark: None };
-    assert_eq!(closed(&session.on_found(partition(0), found)), Some(CloseReason::Error));
+    let found = page([batch(EPOCH.get() + 1, Some(4), &[5])]);
+    assert_eq!(closed(&find(&mut session, found)), Some(CloseReason::Error));
 }
 
 proptest! {
@@ -270,23 +300,23 @@ proptest! {
         let mut session = subscribed(vec![cursor(start)], StartPolicy::Latest);
         let mut chain = Chain::resume(&[cursor(start)]).unwrap();
         let (mut got, mut caught_up) = (Vec::new(), false);
-        for (memory, many, back) in choices.into_iter().chain(std::iter::repeat_n((true, 3, 0), 40)) {
+        for (in_memory, many, back) in choices.into_iter().chain(std::iter::repeat_n((true, 3, 0), 40)) {
             let Some(want) = session.next_want(&BTreeSet::new()) else { session.on_advanced(partition(0)); continue };
             let From::After { at, .. } = want.from else { panic!("{want:?}") };
             // either source may begin with batches that the client has
             let from = batches.partition_point(|b| Some(b.last()) <= at).saturating_sub(back as usize);
             let some: Vec<_> = batches[from..].iter().take(many).cloned().collect();
-            let at_end = at >= link.map(offset);
-            let found = match (memory, at_end) {
-                (true, true) => Found::AtEnd { epoch: EPOCH, mark: at, source_lag: None },
-                (true, false) => Found::Slots(some.into_iter().map(|batch| Slot { frame: frame::records(&batch), batch }).collect()),
-                (false, true) => Found::Page { epoch: EPOCH, batches: vec![], at_end: true, mark: at },
-                (false, false) => Found::Page { epoch: EPOCH, batches: some, at_end: false, mark: link.map(offset) },
+            let is_end = at >= link.map(offset);
+            let found = match (in_memory, is_end) {
+                (true, true) => at_end(at, None),
+                (true, false) => memory(slots(some)),
+                (false, true) => Found::Page { epoch: EPOCH, slots: vec![], at_end: true, mark: at },
+                (false, false) => page(some),
             };
-            for frame in frames(&session.on_found(partition(0), found)) {
+            for frame in frames(&session.on_found(want, found, &Names::default())) {
                 match frame {
                     Frame::Records(frame) => got.extend(chain.records(&frame).unwrap().iter().map(|r| r.offset)),
-                    Frame::CaughtUp(_) => { prop_assert!(!caught_up && at_end); caught_up = true }
+                    Frame::CaughtUp(_) => { prop_assert!(!caught_up && is_end); caught_up = true }
                     other => panic!("{other:?}"),
                 }
             }
