@@ -2,6 +2,7 @@
 
 mod bad_records;
 mod catching_up;
+mod crowd;
 mod dead_letters;
 mod delivery;
 mod dlq_commands;
@@ -26,9 +27,11 @@ mod schemas;
 mod security;
 mod services_tls;
 mod sparse_topics;
+mod starts;
 mod store;
 mod store_faults;
 mod threads;
 mod topics;
 mod traces;
+mod unwell;
 mod verify;

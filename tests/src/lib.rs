@@ -19,6 +19,7 @@ pub mod redis;
 pub mod redis_fleet;
 pub mod services;
 pub mod stack;
+pub mod viewer;
 pub mod warden;
 pub mod watcher;
 pub mod writer;
@@ -35,6 +36,7 @@ pub use crate::{
     redis::Redis,
     services::{Kind, Service, dashstream},
     stack::{Links, Shape, Stack},
+    viewer::{Viewer, Want},
     warden::Stop,
     watcher::Watcher,
     writer::Writer,

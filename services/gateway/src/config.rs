@@ -42,7 +42,7 @@ pub struct Config {
     pub pages_bytes: u64,
 
     /// How long a client may take nothing of what is sent before it is disconnected. One that takes little at a time
-    /// stays.
+    /// stays; what its own library reads ahead, such as 128 KiB, is taken at once.
     #[arg(long, env = "GATEWAY_SEND_TIMEOUT", default_value = "5s", value_parser = duration)]
     pub send_timeout: Duration,
 

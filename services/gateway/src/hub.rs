@@ -333,11 +333,8 @@ mod tests {
             ));
             hub.on(Partition::new(partition as i32).unwrap(), Input::Live(packer.finish().unwrap()));
         };
-        let held = |partition: i32| {
-            let entry = hub.entry(Partition::new(partition).unwrap()).unwrap();
-            let bytes = entry.tail().ring().bytes();
-            bytes
-        };
+        let entries = [0, 1, 2, 3].map(|partition| hub.entry_or_new(Partition::new(partition).unwrap()));
+        let held = |partition: usize| entries[partition].tail().ring().bytes();
         for _ in 0..1_000 {
             (0..sizes).for_each(&mut feed);
             assert!(hub.ring_bytes() <= budget.rings);

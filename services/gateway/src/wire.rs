@@ -20,7 +20,7 @@ use tokio::{
 
 /// Bytes that wait in the kernel for a client that does not take them, beyond what its own kernel took.
 #[cfg(target_os = "linux")]
-const UNSENT_BYTES_MAX: u32 = 32 << 10;
+const UNSENT_BYTES_MAX: u32 = 16 << 10;
 
 /// When bytes went out last. A cheap handle.
 #[derive(Clone, Debug)]
