@@ -1,5 +1,6 @@
 //! The commands of `dashstream`, the binary for people.
 
+pub mod cli;
 pub mod client;
 pub mod dlq;
 pub mod local;
