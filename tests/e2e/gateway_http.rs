@@ -46,6 +46,11 @@ async fn what_is_granted_is_told_with_units_and_read_again_only_when_it_changed(
         );
     }
     assert_eq!(config["limits"]["sessions_per_tenant_max"]["value"], 7);
+    assert_eq!(config["limits"]["in_flight_bytes_max"]["value"], 4 << 20);
+    assert_eq!(
+        (&config["limits"]["filter_values_max"]["value"], &config["drain_window_ms"]),
+        (&json!(1_024), &json!(10_000))
+    );
 
     let tag = answer.header("etag").to_owned();
     let again = request(&address, ("GET", "/config"), &[("if-none-match", &tag)], b"").await;

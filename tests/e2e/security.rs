@@ -26,6 +26,7 @@ use tokio_tungstenite::{
 };
 use tonic::{Code, Request, Status, transport::Channel};
 
+mod drain;
 mod issuer;
 mod sessions;
 

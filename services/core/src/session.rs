@@ -301,7 +301,7 @@ impl Session {
             (client_frame::Frame::Subscribe(subscribe), _) => self.subscribe(subscribe, known),
             (client_frame::Frame::Credit(credit), _) => self.give(credit.bytes),
             (client_frame::Frame::Authenticate(_), _) => {
-                let text = "authenticate is not implemented by this version".to_owned();
+                let text = "authenticate: expected no token, since this server asks for none".to_owned();
                 self.decline(ErrorCode::Unimplemented, text, 0)
             }
         }

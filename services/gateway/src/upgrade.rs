@@ -27,6 +27,7 @@ use std::{
 
 /// When to try again where there is no place now.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+const DRAINING: &str = "this replica is draining: connect to another";
 /// What each connection holds to read into.
 const READ_BUFFER_BYTES: usize = 4 << 10;
 /// What each connection gathers before it writes.
@@ -41,8 +42,7 @@ pub(crate) async fn upgrade(
 ) -> Response {
     if app.tasks.stop_token().is_cancelled() {
         app.metrics.refused("draining");
-        let text = "this replica is draining: connect to another";
-        return refuse(StatusCode::SERVICE_UNAVAILABLE, "draining", text, Some(Duration::from_secs(1)));
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "draining", DRAINING, Some(Duration::from_secs(1)));
     }
     let mut place = match app.admission.admit(address) {
         Ok(place) => place,
@@ -140,7 +140,14 @@ async fn hello(
     app: &App,
     place: &mut Place,
 ) -> Result<(Access, Option<bytes::Bytes>), Turned> {
-    let (access, first) = gate::hello(socket, &app.authenticator, app.terms.hello_timeout).await?;
+    let greeting = gate::hello(socket, &app.authenticator, app.terms.hello_timeout);
+    // Those of whom nothing is known yet do not hold up a drain.
+    let greeted = app.tasks.stop_token().run_until_cancelled_owned(greeting).await;
+    let (access, first) = greeted.ok_or_else(|| Turned {
+        code: ErrorCode::Unavailable,
+        message: DRAINING.to_owned(),
+        reason: CloseReason::Draining,
+    })??;
     place.of(&access.tenants).map_err(|full| Turned {
         code: ErrorCode::OverLimit,
         message: full.to_string(),

@@ -60,6 +60,24 @@ fn what_a_session_may_not_read_never_reaches_it_even_unfiltered() {
 }
 
 #[test]
+fn a_start_at_the_running_threads_begins_with_no_state_that_may_not_be_read() {
+    for (tenant, sent) in [("acme", 1), ("beta", 0)] {
+        let mut session = Session::new("s".into(), terms(), Tenants::Only([tenant.to_owned()].into()));
+        session.on_message(&hello(), &[]);
+        session.on_message(&subscribe(vec![], StartPolicy::Active), &known());
+        let start = ActiveStart {
+            epoch: EPOCH,
+            begin: Some(offset(5)),
+            since: Arc::default(),
+            states: vec![batch(EPOCH.get(), Some(1), &[2])], // acme's
+            names: Names::default(),
+            cut_at: None,
+        };
+        assert_eq!(find(&mut session, Found::Active(Arc::new(start))).len(), sent, "{tenant}");
+    }
+}
+
+#[test]
 fn a_span_of_which_nothing_is_left_is_told_before_what_needs_it() {
     let nothing = batch(EPOCH.get(), Some(4), &[5, 8]); // of thread 2
     let next = batch(EPOCH.get(), Some(8), &[9]);
