@@ -34,4 +34,5 @@ mod threads;
 mod topics;
 mod traces;
 mod unwell;
+mod v1;
 mod verify;

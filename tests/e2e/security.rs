@@ -27,7 +27,7 @@ use tokio_tungstenite::{
 use tonic::{Code, Request, Status, transport::Channel};
 
 mod drain;
-mod issuer;
+pub(super) mod issuer;
 mod sessions;
 
 const TIMEOUT: Duration = Duration::from_secs(30);

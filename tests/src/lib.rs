@@ -19,6 +19,7 @@ pub mod redis;
 pub mod redis_fleet;
 pub mod services;
 pub mod stack;
+pub mod v1_client;
 pub mod viewer;
 pub mod warden;
 pub mod watcher;

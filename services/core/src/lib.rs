@@ -22,3 +22,4 @@ pub mod ring;
 pub mod session;
 pub mod slot;
 pub mod tail;
+pub mod v1;

@@ -27,13 +27,13 @@ use std::{
 };
 
 mod credit;
-mod deliver;
-mod reader;
+pub(crate) mod deliver;
+pub(crate) mod reader;
 mod subscribe;
 
 use credit::Credit;
 use deliver::{Flow, Out, begin_active, caught_up, deliver_all, lose, seeding, settle, skip_or_begin, stale};
-use reader::{Appetite, Reader};
+use reader::{Appetite, Reader, next_turn};
 
 /// Most cursors that one subscribe may name.
 pub const CURSORS_MAX: usize = 1_024;
@@ -85,7 +85,10 @@ impl CloseReason {
 /// What the driver does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
+    /// A binary message.
     Send(Bytes),
+    /// A text message, which only the predecessor's protocol has.
+    Text(String),
     Close(CloseReason),
 }
 
@@ -406,17 +409,9 @@ impl Session {
         if self.credit.starved() {
             return None;
         }
-        let hungry = |(partition, reader): &(&Partition, &Reader)| {
-            reader.appetite == Appetite::Hungry && !busy.contains(partition)
-        };
-        let behind = self.turn.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
-        let (partition, reader) = self
-            .readers
-            .range((behind, std::ops::Bound::Unbounded))
-            .find(hungry)
-            .or_else(|| self.readers.iter().find(hungry))?;
-        self.turn = Some(*partition);
-        Some(Want { partition: *partition, from: reader.from })
+        let want = next_turn(self.readers.values(), self.turn, busy)?;
+        self.turn = Some(want.partition);
+        Some(want)
     }
 
     /// The gateway heard of more in a partition.

@@ -21,6 +21,7 @@ pub mod origins;
 pub mod query;
 pub mod replay;
 mod schemas;
+pub mod spoken;
 mod upgrade;
 pub mod upstream;
 pub mod viewers;

@@ -9,6 +9,7 @@ use dashstream_core::{
     session::{Found, From},
     slot::{Slot, Stamp},
     tail::{Input, Output},
+    v1::{ThreadFound, ThreadFrom, ThreadPart, ThreadWant},
 };
 use dashstream_kit::{
     Kit,
@@ -17,8 +18,9 @@ use dashstream_kit::{
 use dashstream_proto::{
     log::v1::{AfterOffset, Earliest, Gap, Latest, Position, position},
     replay::v1::{
-        DescribeThreadRequest, Page, ReadPartitionsRequest, Stale, StaleReason,
-        read_partitions_response::Step, replay_service_client::ReplayServiceClient,
+        DescribeThreadRequest, Page, ReadPartitionsRequest, ReadThreadRequest, ReadThreadResponse, Stale,
+        StaleReason, read_partitions_response::Step, read_thread_request,
+        replay_service_client::ReplayServiceClient,
     },
 };
 use futures_util::{FutureExt, StreamExt, stream};
@@ -33,6 +35,9 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 64 << 20;
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// Threads whose graphs are asked for at a time, for one session.
 const THREADS_AT_ONCE: usize = 8;
+
+/// Bytes of a thread that are read at a time, and what its last answer brings beyond them.
+const THREAD_BYTES: usize = 1 << 20;
 
 /// What is asked for: the partition, the place and the bytes of the page.
 type Key = (Partition, From, u32);
@@ -204,6 +209,51 @@ impl Replay {
             }
         }
         all
+    }
+
+    /// What replay has of a thread for a session of version 1, some MiB at a time.
+    pub async fn find_thread(&self, want: &ThreadWant, tenants: &Tenants) -> ThreadFound {
+        self.metrics.reads.threads.inc();
+        match self.in_time(self.read_thread(want, tenants)).await {
+            Ok(found) => found,
+            // An id that replay does not take is no thread's.
+            Err(status) if matches!(status.code(), Code::NotFound | Code::InvalidArgument) => {
+                ThreadFound::Unknown
+            }
+            Err(status) => {
+                tracing::warn!(%status, "read a thread from replay for a session");
+                ThreadFound::NotNow
+            }
+        }
+    }
+
+    async fn read_thread(&self, want: &ThreadWant, tenants: &Tenants) -> Result<ThreadFound, Status> {
+        let request = ReadThreadRequest {
+            stream: self.stream.to_string(),
+            tenant_id: String::new(),
+            thread_id: want.thread_id.clone(),
+            records_max: 0,
+            tenant_ids: match tenants {
+                Tenants::All => Vec::new(),
+                Tenants::Only(tenants) => tenants.iter().cloned().collect(),
+            },
+            from: Some(match &want.from {
+                ThreadFrom::AfterSequence(sequence) => read_thread_request::From::AfterSequence(*sequence),
+                ThreadFrom::After(cursor) => read_thread_request::From::After(*cursor),
+            }),
+        };
+        let mut answers = self.client.clone().read_thread(request).await?.into_inner();
+        let (mut parts, mut bytes) = (Vec::new(), 0);
+        while let Some(ReadThreadResponse { partition, epoch, records, at_end, gap }) =
+            answers.message().await?
+        {
+            bytes += records.iter().map(|record| record.payload.len()).sum::<usize>();
+            parts.push(ThreadPart { partition, epoch, records, gap });
+            if at_end || bytes >= THREAD_BYTES {
+                return Ok(ThreadFound::Records { parts, at_end });
+            }
+        }
+        Ok(ThreadFound::Records { parts, at_end: true })
     }
 
     async fn graph(&self, thread_id: &str) -> Result<Option<String>, Status> {

@@ -2,11 +2,12 @@
 use crate::{
     admission::{Full, Place},
     auth::{
-        Access, Refused,
+        Access, Refused, TOKEN_SUBPROTOCOL,
         gate::{self, Guard, Turned},
         token_of,
     },
     http::{App, Client, SUBPROTOCOL, refuse, unauthorized},
+    spoken::{Protocol, Spoken},
     viewers::Viewer,
     wire::{Peer, Progress},
     ws,
@@ -14,10 +15,13 @@ use crate::{
 use axum::{
     Extension,
     extract::{State, WebSocketUpgrade, ws::WebSocket},
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, header},
     response::Response,
 };
-use dashstream_core::session::{CloseReason, Session};
+use dashstream_core::{
+    session::{CloseReason, Session},
+    v1,
+};
 use dashstream_proto::session::v1::ErrorCode;
 use std::{
     net::IpAddr,
@@ -48,7 +52,9 @@ pub(crate) async fn upgrade(
         Ok(place) => place,
         Err(full) => return refuse_full(&app, full),
     };
-    let access = match offered(&app, &headers).await {
+    let upgrade = upgrade.protocols([SUBPROTOCOL]);
+    let protocol = protocol(&headers, upgrade.selected_protocol().is_some());
+    let access = match offered(&app, &headers, protocol).await {
         Ok(access) => access,
         Err(refused) => {
             app.metrics.refused(refused.label());
@@ -58,31 +64,52 @@ pub(crate) async fn upgrade(
     if let Some(Err(full)) = access.as_ref().map(|access| place.of(&access.tenants)) {
         return refuse_full(&app, full);
     }
-    let most = app.terms.limits.client_frame_bytes_max as usize;
+    let Some(protocol) = protocol else {
+        app.metrics.refused("protocol");
+        let text =
+            format!("Sec-WebSocket-Protocol is unknown: expected {SUBPROTOCOL}, or none for version 1");
+        return refuse(StatusCode::BAD_REQUEST, "protocol", &text, None);
+    };
+    let most = match protocol {
+        Protocol::V1 => v1::TEXT_BYTES_MAX,
+        Protocol::V2 => app.terms.limits.client_frame_bytes_max as usize,
+    };
     let upgrade = upgrade
-        .protocols([SUBPROTOCOL])
         .max_message_size(most)
         .max_frame_size(most)
         .read_buffer_size(READ_BUFFER_BYTES)
         .write_buffer_size(WRITE_BUFFER_BYTES);
-    if upgrade.selected_protocol().is_none() {
-        app.metrics.refused("protocol");
-        let text = format!("Sec-WebSocket-Protocol is missing or unknown: expected {SUBPROTOCOL}");
-        return refuse(StatusCode::BAD_REQUEST, "protocol", &text, None);
-    }
     upgrade.on_upgrade(async move |socket| {
         app.metrics.sessions.inc();
-        let attending = attend(socket, app.clone(), access, place, (address, progress));
+        let attending = attend(socket, app.clone(), protocol, access, place, (address, progress));
         let reason = app.tasks.spawn("session", attending).await.unwrap_or(CloseReason::Error);
         app.metrics.sessions.dec();
         app.metrics.disconnected(reason);
     })
 }
 
-/// What the token of the request allows; `None` where there is none yet and the hello must bring it.
-async fn offered(app: &App, headers: &HeaderMap) -> Result<Option<Access>, Refused> {
+/// What a client speaks: the protocol that was selected, or the predecessor's where none was offered. A token among
+/// the subprotocols offers none.
+fn protocol(headers: &HeaderMap, selected: bool) -> Option<Protocol> {
+    let offered = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    let names = offered.flat_map(|value| value.to_str().unwrap_or("?").split(','));
+    let mut names = names.map(str::trim).filter(|name| !name.starts_with(TOKEN_SUBPROTOCOL));
+    match (selected, names.next()) {
+        (true, _) => Some(Protocol::V2),
+        (false, None) => Some(Protocol::V1),
+        (false, Some(_)) => None,
+    }
+}
+
+/// What the token of the request allows; `None` where there is none yet and the hello must bring it,
+/// which version 1 does not have.
+async fn offered(
+    app: &App,
+    headers: &HeaderMap,
+    protocol: Option<Protocol>,
+) -> Result<Option<Access>, Refused> {
     match token_of(headers)? {
-        None if app.authenticator.is_on() => Ok(None),
+        None if protocol != Some(Protocol::V1) && app.authenticator.is_on() => Ok(None),
         token => app.authenticator.access(token.as_ref()).await.map(Some),
     }
 }
@@ -100,6 +127,7 @@ fn refuse_full(app: &App, full: Full) -> Response {
 async fn attend(
     mut socket: WebSocket,
     app: App,
+    protocol: Protocol,
     access: Option<Access>,
     mut place: Place,
     (address, progress): (IpAddr, Progress),
@@ -112,11 +140,15 @@ async fn attend(
         Ok(admitted) => admitted,
         Err(turned) => {
             app.metrics.refused_call(turned.reason.label());
-            return ws::turn_away(socket, turned.outputs(), app.ground, progress).await;
+            return ws::turn_away(socket, protocol, turned, app.ground, progress).await;
         }
     };
     let id = format!("{:08x}-{}", std::process::id(), app.sessions.fetch_add(1, Ordering::Relaxed));
-    let session = Session::new(id.clone(), app.terms, access.tenants.clone());
+    let tenants = access.tenants.clone();
+    let session = match protocol {
+        Protocol::V1 => Spoken::V1(Box::new(v1::Session::new(tenants, &app.ground.hub.known()))),
+        Protocol::V2 => Spoken::V2(Box::new(Session::new(id.clone(), app.terms, tenants))),
+    };
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let viewer = Viewer::new(
         id.clone(),

@@ -1,10 +1,11 @@
-//! Drives one session over its socket. One task owns the socket: it looks up what the session wants, and sends what
-//! comes out. No send waits for a client that takes nothing.
+//! Drives one session over its socket, whatever it speaks. One task owns the socket: it looks up what the session
+//! wants, and sends what comes out. No send waits for a client that takes nothing.
 use crate::{
     auth::gate::Guard,
     hub::{Hub, Place},
     metrics::Metrics,
     replay::Replay,
+    spoken::{Spoken, size},
     viewers::{Seat, Watching},
     wire::Progress,
 };
@@ -13,12 +14,12 @@ use bytes::Bytes;
 use dashstream_core::{
     drain,
     filter::graphs::Names,
-    frame,
     limits::Limits,
     position::Partition,
-    session::{CloseReason, Delivery, Found, Output, Session, Want},
+    session::{CloseReason, Delivery, Found, Output, Want},
+    v1::{ThreadFound, ThreadWant},
 };
-use dashstream_proto::{gateway::v1::DeliveryMode, session::v1::ErrorCode};
+use dashstream_proto::gateway::v1::DeliveryMode;
 use futures_util::{FutureExt, SinkExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -28,14 +29,17 @@ use std::{
     },
     time::{Duration, Instant, SystemTime},
 };
-use tokio::{sync::watch, time::sleep_until};
+use tokio::{
+    sync::watch,
+    time::{MissedTickBehavior, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 mod sending;
 
 pub use sending::turn_away;
 
-use sending::{Inbound, Sink, goodbye, while_taken};
+use sending::{Inbound, Sink, goodbye, length, message, while_taken};
 
 /// Bytes looked up and sent before the socket is flushed: bounds what one session holds beside its reads.
 const BURST_BYTES: usize = 64 << 10;
@@ -79,15 +83,17 @@ pub struct Entrance {
 }
 
 type Read = BoxFuture<'static, (Want, Vec<Found>)>;
+type ThreadRead = BoxFuture<'static, (ThreadWant, ThreadFound)>;
 
 struct Driver {
     ground: Ground,
-    session: Session,
+    session: Spoken,
     guard: Guard,
     seat: Seat,
     sink: Sink,
     progress: Progress,
     reads: FuturesUnordered<Read>,
+    thread_reads: FuturesUnordered<ThreadRead>,
     reading: BTreeSet<Partition>,
     versions: HashMap<Partition, u64>,
     begun: Instant,
@@ -106,7 +112,7 @@ struct Driver {
 /// Runs a session to its end, and says why it ended.
 pub async fn run(
     socket: WebSocket,
-    session: Session,
+    session: Spoken,
     ground: Ground,
     entrance: Entrance,
     progress: Progress,
@@ -122,6 +128,7 @@ pub async fn run(
         sink,
         progress,
         reads: FuturesUnordered::new(),
+        thread_reads: FuturesUnordered::new(),
         reading: BTreeSet::new(),
         versions: HashMap::new(),
         begun: now,
@@ -132,14 +139,15 @@ pub async fn run(
         leaves: None,
     };
     let reason = driver.serve(first, &mut inbound).await;
-    goodbye(&mut driver.sink, &mut inbound, reason, driver.ground.send_timeout).await;
+    let how = (driver.session.protocol(), reason);
+    goodbye(&mut driver.sink, &mut inbound, how, driver.ground.send_timeout).await;
     reason
 }
 
 impl Driver {
     async fn serve(&mut self, first: Option<Bytes>, inbound: &mut Inbound) -> CloseReason {
         if let Some(message) = first {
-            let outputs = self.session.on_message(&message, &self.ground.hub.known());
+            let outputs = self.session.on_binary(&message, &self.ground.hub.known());
             if let Err(reason) = self.put_out(outputs).await {
                 return reason;
             }
@@ -148,6 +156,8 @@ impl Driver {
         let mut limits = self.ground.limits.subscribe();
         limits.mark_changed(); // those of the terms may be older
         let mut ticks = tokio::time::interval(TICK);
+        // Ticks that a slow client made late are not made up for: sessions count them as time.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.ground.stop.clone();
         loop {
             let (burst, more) = self.look_up();
@@ -161,6 +171,7 @@ impl Driver {
                     None => self.on_inbound(message),
                 },
                 Some((want, found)) = self.reads.next() => self.on_read(want, found),
+                Some((want, found)) = self.thread_reads.next() => self.session.on_thread(&want, found),
                 Ok(()) = paced(&mut changed, pace) => self.on_changed(),
                 Ok(()) = limits.changed() => {
                     let limits = *limits.borrow_and_update();
@@ -179,6 +190,9 @@ impl Driver {
 
     /// Looks up what the session wants, up to a burst. True when there is more.
     fn look_up(&mut self) -> (Vec<Output>, bool) {
+        if let Some(want) = self.session.next_thread() {
+            self.read_thread(want);
+        }
         let (mut burst, mut bytes, mut looked_at) = (Vec::new(), 0, 0);
         let mut busy = self.reading.clone();
         while bytes < BURST_BYTES && looked_at < LOOKED_AT_BYTES {
@@ -202,7 +216,7 @@ impl Driver {
                 }
             };
             busy.extend(self.reading.iter().copied());
-            bytes += size(&outputs);
+            bytes += outputs.iter().map(size).sum::<usize>();
             burst.extend(outputs);
         }
         (burst, true)
@@ -242,9 +256,18 @@ impl Driver {
         self.reads.push(read.boxed());
     }
 
+    fn read_thread(&mut self, want: ThreadWant) {
+        let (replay, filter) = (self.ground.replay.clone(), Arc::clone(self.session.filter()));
+        let read = async move {
+            let found = replay.find_thread(&want, filter.tenants()).await;
+            (want, found)
+        };
+        self.thread_reads.push(read.boxed());
+    }
+
     /// A page that the client's credit can take is not read again for what was left of it.
     fn page_bytes(&self) -> u32 {
-        let bytes = match self.session.limits().in_flight_bytes_max {
+        let bytes = match self.session.in_flight_bytes_max() {
             0 => PAGE_BYTES,
             most => most.clamp(PAGE_BYTES_MIN, PAGE_BYTES),
         };
@@ -282,14 +305,8 @@ impl Driver {
 
     fn on_inbound(&mut self, message: Option<Result<Message, axum::Error>>) -> Vec<Output> {
         match message {
-            Some(Ok(Message::Binary(bytes))) => self.session.on_message(&bytes, &self.ground.hub.known()),
-            Some(Ok(Message::Text(_))) => {
-                let text = "a text message: expected binary frames of dashstream.v2".to_owned();
-                vec![
-                    Output::Send(frame::error(ErrorCode::MalformedFrame, text, true, 0)),
-                    Output::Close(CloseReason::ProtocolError),
-                ]
-            }
+            Some(Ok(Message::Binary(bytes))) => self.session.on_binary(&bytes, &self.ground.hub.known()),
+            Some(Ok(Message::Text(text))) => self.session.on_text(&text, &self.ground.hub.known()),
             // What a client says shows that it writes; only an answer shows that it reads.
             Some(Ok(Message::Pong(_))) => {
                 self.answered = Instant::now();
@@ -297,27 +314,31 @@ impl Driver {
             }
             Some(Ok(Message::Ping(_))) => Vec::new(),
             Some(Ok(Message::Close(_))) | None => vec![Output::Close(CloseReason::ClientClosed)],
-            Some(Err(error)) => vec![Output::Close(inbound_failure(&error))],
+            Some(Err(error)) => self.session.on_inbound_failure(inbound_failure(&error)),
         }
     }
 
     fn on_tick(&mut self) -> Vec<Output> {
         if let Some(over) = self.guard.on_tick(SystemTime::now()) {
-            return over;
+            return self.session.protocol().turned(over);
         }
         self.seat.says(Watching {
             delivered: self.session.cursors(),
             mode: mode(&self.session),
             filter: Some(Arc::clone(self.session.filter())),
         });
-        let mut outputs = self.session.on_tick(self.begun.elapsed());
+        let hub = self.ground.hub.clone();
+        let mut outputs = self.session.on_tick(self.begun.elapsed(), || hub.known());
+        if !self.session.protocol().is_pinged() {
+            return outputs;
+        }
         let (heartbeat, alive) = (self.ground.heartbeat, self.answered.max(self.progress.taken()));
         if alive.elapsed() >= heartbeat * SILENT_HEARTBEATS_MAX {
             outputs.push(Output::Close(CloseReason::Idle));
             return outputs;
         }
         if self.sent.elapsed() >= heartbeat {
-            outputs.extend(self.session.heartbeat(&self.ground.hub.known()));
+            outputs.extend(self.session.heartbeat(|| hub.known()));
         }
         if self.pinged.elapsed() >= heartbeat {
             (self.ping, self.pinged) = (true, Instant::now());
@@ -342,9 +363,9 @@ impl Driver {
     async fn put_out(&mut self, outputs: Vec<Output>) -> Result<(), CloseReason> {
         let mut burst = Vec::new();
         for output in outputs {
-            match output {
-                Output::Send(frame) => burst.push(frame),
-                Output::Close(reason) => {
+            match message(output) {
+                Ok(message) => burst.push(message),
+                Err(reason) => {
                     self.send(burst).await?;
                     return Err(reason);
                 }
@@ -353,18 +374,18 @@ impl Driver {
         self.send(burst).await
     }
 
-    async fn send(&mut self, burst: Vec<Bytes>) -> Result<(), CloseReason> {
+    async fn send(&mut self, burst: Vec<Message>) -> Result<(), CloseReason> {
         if burst.is_empty() && !self.ping {
             return Ok(());
         }
-        let (frames, bytes) = (burst.len() as u64, burst.iter().map(|frame| frame.len() as u64).sum());
+        let (frames, bytes) = (burst.len() as u64, burst.iter().map(|message| length(message) as u64).sum());
         let (ping, sink) = (std::mem::take(&mut self.ping), &mut self.sink);
         let sending = async {
             if ping {
                 sink.feed(Message::Ping(Bytes::new())).await?;
             }
-            for frame in burst {
-                sink.feed(Message::Binary(frame)).await?;
+            for message in burst {
+                sink.feed(message).await?;
             }
             sink.flush().await
         };
@@ -378,7 +399,7 @@ impl Driver {
     }
 }
 
-fn mode(session: &Session) -> DeliveryMode {
+fn mode(session: &Spoken) -> DeliveryMode {
     match session.delivery() {
         None => DeliveryMode::Unspecified,
         Some(Delivery::Memory) => DeliveryMode::Live,
@@ -390,14 +411,6 @@ fn mode(session: &Session) -> DeliveryMode {
 async fn paced(changed: &mut watch::Receiver<u64>, pace: Instant) -> Result<(), watch::error::RecvError> {
     sleep_until(pace.into()).await;
     changed.changed().await
-}
-
-fn size(outputs: &[Output]) -> usize {
-    let bytes = |output: &Output| match output {
-        Output::Send(frame) => frame.len(),
-        Output::Close(_) => 0,
-    };
-    outputs.iter().map(bytes).sum()
 }
 
 /// A message over the cap is refused by the library before it is read; all else is a connection that broke or

@@ -179,7 +179,7 @@ pub(super) fn skip_or_begin(reader: &mut Reader, out: &mut Out<'_>) {
 }
 
 /// A reader that found nothing where it asked to begin has its position there.
-pub(super) fn settle(reader: &mut Reader, epoch: Epoch, mark: Link) {
+pub(crate) fn settle(reader: &mut Reader, epoch: Epoch, mark: Link) {
     if !matches!(reader.from, From::After { .. }) {
         reader.from = From::After { epoch, at: mark };
     }
@@ -222,7 +222,8 @@ pub(super) fn begin_active(reader: &mut Reader, found: Arc<ActiveStart>, out: &m
     Flow::On
 }
 
-fn missing(batch: &Batch, first: Offset, last: Offset) -> Gap {
+/// The loss that a batch's link shows.
+pub(crate) fn missing(batch: &Batch, first: Offset, last: Offset) -> Gap {
     Gap {
         epoch: batch.epoch,
         partition: batch.partition,

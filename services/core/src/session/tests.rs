@@ -72,7 +72,7 @@ fn frames(out: &[Output]) -> Vec<Frame> {
     out.iter()
         .filter_map(|output| match output {
             Output::Send(bytes) => ServerFrame::decode(bytes.clone()).unwrap().frame,
-            Output::Close(_) => None,
+            Output::Text(_) | Output::Close(_) => None,
         })
         .collect()
 }
@@ -80,7 +80,7 @@ fn frames(out: &[Output]) -> Vec<Frame> {
 fn closed(out: &[Output]) -> Option<CloseReason> {
     out.iter().find_map(|output| match output {
         Output::Close(reason) => Some(*reason),
-        Output::Send(_) => None,
+        Output::Send(_) | Output::Text(_) => None,
     })
 }
 

@@ -128,8 +128,8 @@ impl Guard {
     }
 
     /// The end of the session where its time is up.
-    pub fn on_tick(&self, now: SystemTime) -> Option<Vec<Output>> {
-        self.access.is_over(now).then(|| Turned::from(Refused::Expired).outputs())
+    pub fn on_tick(&self, now: SystemTime) -> Option<Turned> {
+        self.access.is_over(now).then(|| Turned::from(Refused::Expired))
     }
 }
 
@@ -158,15 +158,15 @@ mod tests {
         let authenticator = Authenticator(std::sync::Arc::new(super::super::Judge::Nobody));
         let guard = || Guard::new(authenticator.clone(), access("ann", &["a"], 100));
         let mut prolonged = guard();
-        assert_eq!(prolonged.on_tick(at(99)), None);
-        assert!(ends(&prolonged.on_tick(at(100)).unwrap()));
+        assert!(prolonged.on_tick(at(99)).is_none());
+        assert!(ends(&prolonged.on_tick(at(100)).unwrap().outputs()));
         assert_eq!(prolonged.renew(Ok(access("ann", &["a"], 200))), []);
-        assert_eq!(prolonged.on_tick(at(199)), None);
-        assert!(ends(&prolonged.on_tick(at(200)).unwrap()));
+        assert!(prolonged.on_tick(at(199)).is_none());
+        assert!(ends(&prolonged.on_tick(at(200)).unwrap().outputs()));
 
         let outputs = prolonged.renew(Err(Refused::Signature));
         assert!(!ends(&outputs) && outputs.len() == 1, "{outputs:?}");
-        assert_eq!(prolonged.on_tick(at(199)), None, "a token that is refused shortens nothing");
+        assert!(prolonged.on_tick(at(199)).is_none(), "a token that is refused shortens nothing");
 
         for other in [access("bob", &["a"], 200), access("ann", &["a", "b"], 200), access("ann", &["b"], 200)]
         {

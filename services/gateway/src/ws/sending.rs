@@ -1,7 +1,7 @@
 //! The last word to a client, and sends that last no longer than the client takes something.
 use super::Ground;
-use crate::wire::Progress;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use crate::{auth::gate::Turned, spoken::Protocol, wire::Progress};
+use axum::extract::ws::{Message, WebSocket};
 use dashstream_core::session::{CloseReason, Output};
 use futures_util::{
     SinkExt, StreamExt,
@@ -22,22 +22,23 @@ pub(super) type Inbound = SplitStream<WebSocket>;
 /// Tells a client why it gets no session.
 pub async fn turn_away(
     socket: WebSocket,
-    outputs: Vec<Output>,
+    protocol: Protocol,
+    turned: Turned,
     ground: Ground,
     progress: Progress,
 ) -> CloseReason {
     let (mut sink, mut inbound) = socket.split();
     let mut reason = CloseReason::ClientClosed;
-    for output in outputs {
-        match output {
-            Output::Send(frame) => {
-                let sending = sink.send(Message::Binary(frame));
+    for output in protocol.turned(turned) {
+        match message(output) {
+            Ok(message) => {
+                let sending = sink.send(message);
                 if let Err(reason) = while_taken(&ground, &progress, sending).await {
                     return reason;
                 }
             }
-            Output::Close(why) => {
-                goodbye(&mut sink, &mut inbound, why, ground.send_timeout).await;
+            Err(why) => {
+                goodbye(&mut sink, &mut inbound, (protocol, why), ground.send_timeout).await;
                 reason = why;
             }
         }
@@ -49,21 +50,15 @@ pub async fn turn_away(
 pub(super) async fn goodbye(
     sink: &mut Sink,
     inbound: &mut Inbound,
-    reason: CloseReason,
+    (protocol, reason): (Protocol, CloseReason),
     send_timeout: Duration,
 ) {
-    let code = match reason {
-        CloseReason::ClientClosed => close_code::NORMAL,
-        CloseReason::ProtocolError => close_code::PROTOCOL,
-        CloseReason::OverLimit => close_code::SIZE,
-        CloseReason::Unauthorized => close_code::POLICY,
-        CloseReason::Draining | CloseReason::Idle => close_code::AWAY,
-        CloseReason::Error => close_code::ERROR,
-        CloseReason::SendTimeout => return, // nothing more can be said
-    };
-    let frame = CloseFrame { code, reason: reason.label().into() };
+    if reason == CloseReason::SendTimeout {
+        return; // nothing more can be said
+    }
+    let frame = protocol.close_frame(reason);
     let goodbye = async {
-        sink.send(Message::Close(Some(frame))).await?;
+        sink.send(Message::Close(frame)).await?;
         sink.close().await?;
         // A connection that is dropped with something unread is reset, and what was last said may be lost.
         while let Some(Ok(_)) = inbound.next().await {}
@@ -96,5 +91,22 @@ pub(super) async fn while_taken(
                 }
             }
         }
+    }
+}
+
+/// A message for the socket, or why it is closed.
+pub(super) fn message(output: Output) -> Result<Message, CloseReason> {
+    match output {
+        Output::Send(frame) => Ok(Message::Binary(frame)),
+        Output::Text(text) => Ok(Message::Text(text.into())),
+        Output::Close(reason) => Err(reason),
+    }
+}
+
+pub(super) fn length(message: &Message) -> usize {
+    match message {
+        Message::Binary(bytes) | Message::Ping(bytes) | Message::Pong(bytes) => bytes.len(),
+        Message::Text(text) => text.len(),
+        Message::Close(_) => 0,
     }
 }
