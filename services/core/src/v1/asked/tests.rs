@@ -15,7 +15,6 @@ fn threads(of: &[(&str, u64)]) -> Asked {
 
 #[test]
 fn a_message_means_what_it_meant_to_the_predecessor() {
-    let earliest = Asked::Resume(Resume::Earliest);
     for (why, text, asked) in [
         ("a ping", r#"{"type":"ping"}"#, Asked::Ping),
         ("a reset", r#"{"type":"cursor_reset"}"#, Asked::CursorReset),
@@ -48,6 +47,15 @@ fn a_message_means_what_it_meant_to_the_predecessor() {
         ),
         ("no cursors are cursors", r#"{"type":"resume","lastOffsetsByPartition":{}}"#, cursors(&[])),
         ("nor is what is no object", r#"{"type":"resume","lastOffsetsByPartition":7}"#, cursors(&[])),
+    ] {
+        assert_eq!(read(text), Ok(asked), "{why}");
+    }
+}
+
+#[test]
+fn a_resume_begins_where_it_meant_to_with_the_predecessor() {
+    let earliest = Asked::Resume(Resume::Earliest);
+    for (why, text, asked) in [
         (
             "from the earliest",
             r#"{"type":"resume","lastOffsetsByPartition":{"0":5},"from":"earliest"}"#,
