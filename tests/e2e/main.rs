@@ -16,6 +16,7 @@ mod openings;
 mod operations;
 mod ownership;
 mod pages;
+mod producer;
 mod reading;
 mod redis_fleet;
 mod redis_rights;

@@ -11,6 +11,7 @@ use prost::Message;
 use std::{borrow::Cow, io::Read};
 use wire::dash_stream_message::Message as Member;
 
+mod explicit;
 mod run_facts;
 
 /// Longest thread id, bytes. A longer one is refused, never cut.
@@ -234,13 +235,13 @@ fn inflate(body: &[u8], max: usize) -> Result<Vec<u8>, Undecodable> {
 /// A message as a Kafka value: framed, and compressed when that is smaller.
 ///
 /// `compress_above` is in bytes of protobuf. The header says when the frame is compressed, so a compressed
-/// message is encoded twice.
+/// message is encoded twice. Of a diff's operations the zero values are written out.
 pub fn encode(message: &wire::DashStreamMessage, compress_above: usize) -> Vec<u8> {
-    let plain = message.encode_to_vec();
+    let plain = message_bytes(message);
     if plain.len() > compress_above {
         let mut marked = message.clone();
         mark_compressed(&mut marked);
-        let marked = marked.encode_to_vec();
+        let marked = message_bytes(&marked);
         if let Ok(small) = zstd::bulk::compress(&marked, 3)
             && small.len() < plain.len()
         {
@@ -248,6 +249,13 @@ pub fn encode(message: &wire::DashStreamMessage, compress_above: usize) -> Vec<u
         }
     }
     framed(PLAIN, &plain)
+}
+
+fn message_bytes(message: &wire::DashStreamMessage) -> Vec<u8> {
+    match &message.message {
+        Some(Member::StateDiff(diff)) if diff.full_state.is_empty() => explicit::encode(diff),
+        _ => message.encode_to_vec(),
+    }
 }
 
 fn framed(byte: u8, body: &[u8]) -> Vec<u8> {

@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod batch;
+pub mod canonical;
 pub mod catch_up;
 pub mod chain;
 pub mod codec;

@@ -149,3 +149,12 @@ proptest! {
         prop_assert_eq!(back.text, text);
     }
 }
+
+#[test]
+fn operations_of_a_diff_have_their_zero_values_written_out() {
+    let operation = wire::DiffOperation { path: "/a".into(), value: b"1".to_vec(), ..Default::default() };
+    let diff = wire::StateDiff { operations: vec![operation], ..Default::default() };
+    let payload = encode(&wire::DashStreamMessage { message: Some(Member::StateDiff(diff)) }, 512);
+    let explicit = [0x08, 0x00, 0x12, 2, b'/', b'a', 0x1A, 1, b'1', 0x28, 0x00];
+    assert!(payload.windows(explicit.len()).any(|window| window == explicit), "{payload:02x?}");
+}
