@@ -1,6 +1,7 @@
 //! The commands of `dashstream`, the binary for people.
 
 pub mod client;
+pub mod demo;
 pub mod local;
 pub mod output;
 pub mod produce;

@@ -2,8 +2,8 @@
 //! and speak the same gRPC to each other.
 use crate::{
     client::{Client, Event},
+    demo,
     output::say,
-    produce,
 };
 use anyhow::Context;
 use clap::{Args, FromArgMatches};
@@ -19,7 +19,6 @@ use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::net::TcpListener;
@@ -57,12 +56,12 @@ pub struct Config {
     #[arg(long, env = "REPLAY_RETENTION", default_value = "1h", value_parser = duration)]
     pub retention: Duration,
 
-    /// Records a second of the demo agents; 0 for none.
-    #[arg(long, default_value_t = 40)]
-    pub rate: u64,
+    /// How fast time passes for the demo agents: 1 as it does, 10 ten times as fast; 0 without any waiting.
+    #[arg(long, default_value_t = 1.0, value_parser = demo::speed)]
+    pub speed: f64,
 
-    /// Runs of the demo agents at a time.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Runs of the demo agents at a time; 0 for no demo.
+    #[arg(long, default_value_t = 4)]
     pub threads: u32,
 
     #[command(
@@ -108,11 +107,8 @@ pub async fn run(config: Config, kit: Kit) -> anyhow::Result<()> {
     ];
 
     introduce(&config, addresses, &kafka.brokers);
-    if config.rate > 0 {
-        let produce = demo(&config, kafka);
-        running.push(
-            kit.tasks.spawn("demo agents", produce::run(produce, Arc::default(), kit.tasks.stop_token())),
-        );
+    if config.threads > 0 {
+        running.push(kit.tasks.spawn("demo agents", play(agents(&config, kafka), kit.clone())));
     }
     let stop = kit.tasks.stop_token();
     stop.run_until_cancelled(show_runs(addresses.0)).await;
@@ -173,15 +169,20 @@ fn group_id(config: &Config) -> String {
     config.kafka_group_id.clone().filter(|given| !given.is_empty()).unwrap_or_else(own)
 }
 
-fn demo(config: &Config, kafka: Connection) -> produce::Config {
-    produce::Config {
+fn agents(config: &Config, kafka: Connection) -> demo::Config {
+    demo::Config {
         kafka,
         kafka_topic: config.kafka_topic.clone(),
-        rate: config.rate,
-        count: 0,
+        speed: config.speed,
         threads: config.threads,
+        every: Duration::from_secs(1),
+        runs: 0,
         seed: None,
     }
+}
+
+async fn play(agents: demo::Config, kit: Kit) -> anyhow::Result<()> {
+    demo::run(agents, &kit.registry, kit.tasks.stop_token()).await.map(drop)
 }
 
 /// A kit of a service in this process: it stops with the process, and its metrics and readiness are the process's.
@@ -214,7 +215,7 @@ fn introduce(config: &Config, (http, grpc): (SocketAddr, SocketAddr), brokers: &
     say(format_args!("  follow records   dashstream tail --url ws://{http}/ws"));
     say(format_args!("  partitions       dashstream status --gateway {grpc}"));
     say(format_args!(
-        "  write records    dashstream produce --kafka-brokers {brokers} --kafka-topic {}",
+        "  more runs        dashstream demo --kafka-brokers {brokers} --kafka-topic {}",
         config.kafka_topic
     ));
     say(format_args!("  limits           http://{http}/config"));

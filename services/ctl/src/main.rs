@@ -1,6 +1,6 @@
 //! `dashstream`: run, watch and feed a DashStream.
 use clap::{Parser, Subcommand};
-use dashstream_ctl::{local, produce, status, tail, topics};
+use dashstream_ctl::{demo, local, produce, status, tail, topics};
 use dashstream_kit::Kit;
 
 /// Run, watch and feed a DashStream.
@@ -20,7 +20,9 @@ enum Command {
         #[command(flatten)]
         local: Box<local::Config>,
     },
-    /// Write runs of demo agents to Kafka.
+    /// Let demo agents run, and write what they tell of it to Kafka.
+    Demo(demo::Config),
+    /// Write records of every kind to Kafka, as fast as it takes them: load rather than something to look at.
     Produce(produce::Config),
     /// Follow the stream, and prove that nothing is missing.
     Tail(tail::Config),
@@ -39,6 +41,7 @@ async fn main() -> anyhow::Result<()> {
             local::run(*local, kit.clone()).await?;
             kit.drain(kit_config.drain_timeout).await
         }
+        Command::Demo(config) => demo::command(config, dashstream_ctl::output::interrupted()).await,
         Command::Produce(config) => produce::command(config, dashstream_ctl::output::interrupted()).await,
         Command::Tail(config) => tail::run(config, dashstream_ctl::output::interrupted()).await.map(drop),
         Command::Topics(command) => topics::run(command).await,
@@ -48,10 +51,8 @@ async fn main() -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_command_line_is_sound() {
-        super::Cli::command().debug_assert();
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
     }
 }
