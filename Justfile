@@ -178,6 +178,11 @@ bench-ingest *args:
     cargo build --release --locked --bin dashstream-ingest --bin dashstream-replay
     cargo bench --locked --package dashstream-tests --bench ingest -- {{ args }}
 
+# Measure the producer on a Kafka of its own, against bare rdkafka: `just bench-producer --records 1000000`
+[group('bench')]
+bench-producer *args:
+    cargo bench --locked --package dashstream-tests --bench producer -- {{ args }}
+
 # Measure the store on a Redis of its own, against plain Redis and the predecessor's layout: `just bench --json FILE`
 [group('bench')]
 bench *args:

@@ -70,7 +70,7 @@ impl Run {
             ("graph_node_count", whole(nodes)),
             ("graph_edge_count", whole(edges)),
         ];
-        let event = event(EventType::GraphStart, "", attributes);
+        let event = Box::new(event(EventType::GraphStart, "", attributes));
         let schema = Some(graph.schema(SystemTime::now()));
         self.say(Signal::Started { event, schema, state: Some(state_of(state)) });
     }
@@ -200,7 +200,7 @@ impl Run {
     }
 
     pub fn error(&self, failure: &Failure<'_>) {
-        self.say(Signal::Error(Error::from(failure)));
+        self.say(Signal::Error(Box::new(Error::from(failure))));
     }
 
     /// The run waits for somebody's answer.
@@ -273,7 +273,7 @@ impl Run {
     }
 
     fn tool(&self, call: ToolExecution, arguments: Option<Value>, result: Option<Value>) {
-        self.say(Signal::Tool { call, arguments, result });
+        self.say(Signal::Tool { call: Box::new(call), arguments, result });
     }
 
     fn say(&self, signal: Signal) {

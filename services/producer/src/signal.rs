@@ -16,7 +16,7 @@ pub(crate) enum Signal {
     Event(wire::Event),
     /// The start of a graph, with its schema and its state.
     Started {
-        event: wire::Event,
+        event: Box<wire::Event>,
         schema: Option<Value>,
         state: Option<State>,
     },
@@ -25,12 +25,12 @@ pub(crate) enum Signal {
     Checkpoint,
     Token(wire::TokenChunk),
     Tool {
-        call: wire::ToolExecution,
+        call: Box<wire::ToolExecution>,
         arguments: Option<Value>,
         result: Option<Value>,
     },
     Metrics(wire::Metrics),
-    Error(wire::Error),
+    Error(Box<wire::Error>),
 }
 
 impl Signal {

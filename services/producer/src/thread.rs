@@ -140,7 +140,7 @@ impl Step<'_, '_> {
     fn signal(&mut self, signal: Signal) {
         let cleaner = &self.rules.cleaner;
         match signal {
-            Signal::Started { event, schema, state } => self.started(event, schema, state),
+            Signal::Started { event, schema, state } => self.started(*event, schema, state),
             Signal::State(state) => self.state(state),
             Signal::Checkpoint => self.checkpoint(true),
             Signal::Event(mut event) => {
@@ -158,7 +158,7 @@ impl Step<'_, '_> {
                 call.arguments = arguments.map(|value| self.json(value)).unwrap_or_default();
                 call.result = result.map(|value| self.json(value)).unwrap_or_default();
                 self.member(Kind::ToolExecution, Carries::NoState, |header| {
-                    Member::ToolExecution(wire::ToolExecution { header, ..call })
+                    Member::ToolExecution(wire::ToolExecution { header, ..*call })
                 });
             }
             Signal::Metrics(mut metrics) => {
@@ -170,7 +170,7 @@ impl Step<'_, '_> {
             Signal::Error(mut error) => {
                 cleaner.error(&mut error);
                 self.member(Kind::Error, Carries::NoState, |header| {
-                    Member::Error(wire::Error { header, ..error })
+                    Member::Error(wire::Error { header, ..*error })
                 });
             }
         }

@@ -81,9 +81,11 @@ impl Writer {
     }
 }
 
+type Loss = fn(&mut Writer);
+
 fn started(state: &Value) -> Signal {
     let event = Event { event_type: EventType::GraphStart.into(), ..Default::default() };
-    Signal::Started { event, schema: None, state: Some(Ok(state.clone())) }
+    Signal::Started { event: Box::new(event), schema: None, state: Some(Ok(state.clone())) }
 }
 
 fn large() -> Value {
@@ -147,7 +149,7 @@ fn a_state_after_a_lost_one_is_whole() {
     let before = json!({ "notes": vec!["a note"; 40], "n": 0 });
     let mut after = before.clone();
     after["n"] = json!(1);
-    let losses: [(&str, fn(&mut Writer)); 4] = [
+    let losses: [(&str, Loss); 4] = [
         ("a state was refused", |writer| writer.thread.skip(Hole { burned: 1, state: true })),
         ("a state did not reach Kafka", |writer| writer.thread.on_failure(Carries::State)),
         ("a state was too large", |writer| {
@@ -239,6 +241,23 @@ fn no_state_leaves_a_producer_that_withholds_them() {
     assert!(matches!(&writer.sent[..], [Member::Event(_)]));
 }
 
+/// Measurements that say a secret wherever they can.
+fn secret_metrics(secret: &str) -> wire::Metrics {
+    let secret = || secret.to_owned();
+    let metric = |value| wire::MetricValue { value: Some(value), unit: secret(), ..Default::default() };
+    wire::Metrics {
+        scope: secret(),
+        scope_id: secret(),
+        metrics: [
+            (secret(), metric(wire::metric_value::Value::StringValue(secret()))),
+            ("b".into(), metric(wire::metric_value::Value::BytesValue(secret().into_bytes()))),
+        ]
+        .into(),
+        tags: [(secret(), secret())].into(),
+        ..Default::default()
+    }
+}
+
 #[test]
 fn a_secret_in_any_text_of_any_kind_never_leaves() {
     let secret = || format!("a sk-{} b", "Ab1".repeat(10));
@@ -271,30 +290,23 @@ fn a_secret_in_any_text_of_any_kind_never_leaves() {
         error_details: Some(error.clone()),
         ..Default::default()
     };
-    let metric = |value| wire::MetricValue { value: Some(value), unit: secret(), ..Default::default() };
-    let metrics = wire::Metrics {
-        scope: secret(),
-        scope_id: secret(),
-        metrics: [
-            (secret(), metric(wire::metric_value::Value::StringValue(secret()))),
-            ("b".into(), metric(wire::metric_value::Value::BytesValue(secret().into_bytes()))),
-        ]
-        .into(),
-        tags: map(),
-        ..Default::default()
-    };
+    let metrics = secret_metrics(&secret());
     let token =
         wire::TokenChunk { request_id: secret(), text: secret(), model: secret(), ..Default::default() };
     let mut writer = Writer::new(Rules { checkpoint_every: 1, ..rules() });
     writer
-        .say(Signal::Started { event: event.clone(), schema: Some(value()), state: Some(Ok(value())) })
+        .say(Signal::Started {
+            event: Box::new(event.clone()),
+            schema: Some(value()),
+            state: Some(Ok(value())),
+        })
         .say(Signal::Event(event))
         .state(&json!([value()]))
         .say(Signal::State(Err(secret())))
         .say(Signal::Token(token))
-        .say(Signal::Tool { call, arguments: Some(value()), result: Some(value()) })
+        .say(Signal::Tool { call: Box::new(call), arguments: Some(value()), result: Some(value()) })
         .say(Signal::Metrics(metrics))
-        .say(Signal::Error(error));
+        .say(Signal::Error(Box::new(error)));
     for member in &writer.sent {
         let plain = DashStreamMessage { message: Some(member.clone()) }.encode_to_vec();
         let text = String::from_utf8_lossy(&plain);
@@ -347,8 +359,8 @@ proptest! {
                     writer.state(&state);
                 }
             }
-            for member in writer.sent[from..].to_vec() {
-                reader.read(&member);
+            for member in &writer.sent[from..] {
+                reader.read(member);
             }
         }
         let sequences = writer.sequences();

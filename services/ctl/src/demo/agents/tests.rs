@@ -2,6 +2,8 @@ use super::*;
 use crate::demo::script::{Act, Model, Tool};
 use std::collections::HashMap;
 
+type Happened = fn(&Act) -> bool;
+
 fn acts(agent: Agent, seed: u64) -> Vec<String> {
     agent.run(seed).iter().map(|step| format!("{step:?}")).collect()
 }
@@ -36,7 +38,7 @@ fn every_run_begins_once_ends_once_and_leaves_no_node_open() {
 
 #[test]
 fn everything_that_happens_to_agents_happens_to_these() {
-    let happens: [(&str, fn(&Act) -> bool); 12] = [
+    let happens: [(&str, Happened); 12] = [
         ("parallel branches join", |act| matches!(act, Act::ParallelEnd(..))),
         ("a person is asked", |act| matches!(act, Act::Interrupt(..))),
         ("a person answers", |act| matches!(act, Act::Resume(..))),
