@@ -196,6 +196,7 @@ async fn with_halt_nothing_is_consumed_until_an_operator_decides() {
         .await;
     }
     assert_eq!(watcher.gaps.len(), bad.len());
+    assert!(letters(&stack.kafka.client_config(), &dead_letters(&stack.topic)).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,8 @@
 //! What is said of how far a partition is, while Kafka does not answer everything.
 use dashstream_proto::ingest::v1::{CatchUpPhase, GetCatchUpResponse, PartitionCatchUp};
 use dashstream_tests::{
-    Feed, Kafka, Kind, Operator, Shape, Stack, Stop, Watcher, eventually, letters, stack::dead_letters,
+    Feed, Kafka, Kind, Operator, Shape, Stack, Stop, Watcher, eventually, feed::sound, letters,
+    stack::dead_letters,
 };
 use std::time::Duration;
 
@@ -178,4 +179,38 @@ async fn the_gauges_of_a_partition_say_what_the_report_does_and_leave_with_it() 
         if moved > 0 { Ok(()) } else { Err("none moved".to_owned()) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thread_in_two_partitions_is_stored_and_counted_and_hops_are_measured() {
+    let stack = Stack::start(Shape { partitions: 2, ..Shape::default() }).await;
+    let operator = Operator::of(&stack.ingest[0]);
+    for partition in 0..2 {
+        let live = |report: &PartitionCatchUp| report.phase() == CatchUpPhase::Live;
+        operator.until(partition, "is live", TIMEOUT, live).await;
+    }
+    let feed = Feed::new(&stack.kafka.client_config(), &stack.topic, 1, 1);
+    let value = sound("wanderer");
+    for (partition, next) in [(0, 2), (1, 1)] {
+        for _ in 0..next {
+            feed.send_to(partition, Some(&value)).await;
+        }
+        feed.log().await;
+        operator.until(partition, "has it", TIMEOUT, |report| report.next_offset == Some(next)).await;
+    }
+    let metric = async |series: &str| stack.ingest[0].metric(series).await.expect("metrics");
+    assert_eq!(
+        metric("dashstream_ingest_strayed_records_total").await,
+        Some(1.0),
+        "one of three is elsewhere"
+    );
+    assert_eq!(
+        metric("dashstream_ingest_records_total{outcome=\"stored\"}").await,
+        Some(3.0),
+        "all are stored"
+    );
+    for hop in ["kafka_ingested", "ingested_stored"] {
+        let series = format!("dashstream_ingest_hop_seconds_count{{hop=\"{hop}\"}}");
+        assert!(metric(&series).await >= Some(2.0), "{hop}");
+    }
 }
